@@ -1,0 +1,218 @@
+package plan
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/nativebench/nativebench/internal/bench"
+)
+
+// Model is one row of the table of models.
+type Model struct {
+	Key    string // how users and results name it
+	HubID  string // repository on the Hugging Face hub
+	Size   string // number of parameters as it is usually printed, "6.7B"
+	Params int64  // the same, counted from the tensor shapes
+	Arch   string // general.architecture of its GGUF
+	Gated  bool   // the hub asks for a token and an accepted licence
+
+	// Context is the number of positions, in tokens, prompt and output. It is
+	// max_position_embeddings (GPT-2: n_positions) of the hub's config.json.
+	Context int
+	// SlidingWindow is how many tokens back a layer attends, 0 for all. A
+	// prompt may be longer (Context is the limit); tokens further back are
+	// then seen through the layers in between only.
+	SlidingWindow int
+
+	// Before and After surround what the user says. They are the text of the
+	// model's single-turn template without BOS: the server or engine adds BOS
+	// itself where the tokenizer has one (AddBOS), and a second one would
+	// silently change the prompt.
+	Before, After string
+	// TrimText drops white space around what the user says, as the model's own
+	// template does.
+	TrimText bool
+	// AddBOS tells that the tokenizer puts a BOS before the prompt, so that a
+	// backend counts one token more than the rendered text has.
+	AddBOS bool
+}
+
+// Render puts text, which is what the user says, into the model's single-turn
+// template. The result has no BOS and goes to a raw completion route.
+func (m Model) Render(text string) string {
+	if m.TrimText {
+		text = strings.TrimSpace(text)
+	}
+	return m.Before + text + m.After
+}
+
+// Models returns the table of models, in the order in which they run.
+func Models() []Model {
+	return []Model{
+		{
+			Key: "gpt2", HubID: "openai-community/gpt2", Size: "124M", Params: 124_439_808,
+			Arch: "gpt2", Context: 1024,
+		},
+		{
+			Key: "phi-2", HubID: "microsoft/phi-2", Size: "2.7B", Params: 2_779_683_840,
+			Arch: "phi2", Context: 2048,
+			Before: "Instruct: ", After: "\nOutput:",
+		},
+		{
+			Key: "llama-2-7b-chat", HubID: "meta-llama/Llama-2-7b-chat-hf", Size: "6.7B", Params: 6_738_415_616,
+			Arch: "llama", Gated: true, Context: 4096,
+			Before: "[INST] ", After: " [/INST]", TrimText: true, AddBOS: true,
+		},
+		{
+			Key: "mistral-7b-instruct", HubID: "mistralai/Mistral-7B-Instruct-v0.1", Size: "7.3B", Params: 7_241_732_096,
+			Arch: "llama", Gated: true, Context: 32768, SlidingWindow: 4096,
+			Before: "[INST] ", After: " [/INST]", AddBOS: true,
+		},
+	}
+}
+
+// ModelByKey finds a model. The error of an unknown key lists the keys.
+func ModelByKey(key string) (Model, error) {
+	models := Models()
+	if i := slices.IndexFunc(models, func(m Model) bool { return m.Key == key }); i >= 0 {
+		return models[i], nil
+	}
+	return Model{}, unknown("model", key, modelKeys())
+}
+
+// Task is one row of the table of tasks.
+type Task struct {
+	Key  string // how users and results name it
+	Name string // what is asked, for people
+	// InputTokens and OutputTokens are the ranges, ends included, that prompts
+	// keep to and answers are expected in. The cap that is sent is the
+	// sampling table's, which for some rows lies outside OutputTokens.
+	InputTokens, OutputTokens [2]int
+}
+
+// Tasks returns the table of tasks, in the order in which they run.
+func Tasks() []Task {
+	return []Task{
+		{Key: "chat", Name: "free conversation", InputTokens: [2]int{20, 100}, OutputTokens: [2]int{20, 100}},
+		{Key: "summarization", Name: "document summary", InputTokens: [2]int{200, 800}, OutputTokens: [2]int{50, 100}},
+		{Key: "qa", Name: "closed-book, short answer", InputTokens: [2]int{100, 500}, OutputTokens: [2]int{10, 30}},
+		{Key: "code", Name: "write a function", InputTokens: [2]int{10, 50}, OutputTokens: [2]int{50, 150}},
+	}
+}
+
+// TaskByKey finds a task. The error of an unknown key lists the keys. The task
+// of sweep cells, ContextTask, has no row and is not found.
+func TaskByKey(key string) (Task, error) {
+	tasks := Tasks()
+	if i := slices.IndexFunc(tasks, func(t Task) bool { return t.Key == key }); i >= 0 {
+		return tasks[i], nil
+	}
+	return Task{}, unknown("task", key, taskKeys())
+}
+
+// samplingRow is one cell of the table of sampling parameters.
+type samplingRow struct {
+	model, task       string
+	temperature, topP float64
+	maxTokens         int
+}
+
+func samplingTable() []samplingRow {
+	return []samplingRow{
+		{"gpt2", "chat", 0.9, 0.95, 100},
+		{"gpt2", "summarization", 0.5, 0.9, 60},
+		{"gpt2", "qa", 0.3, 1.0, 40},
+		{"gpt2", "code", 0.8, 0.9, 100},
+
+		{"phi-2", "chat", 0.8, 0.9, 100},
+		{"phi-2", "summarization", 0.4, 0.9, 60},
+		{"phi-2", "qa", 0.2, 1.0, 40},
+		{"phi-2", "code", 0.7, 0.9, 90},
+
+		{"llama-2-7b-chat", "chat", 0.7, 0.95, 150},
+		{"llama-2-7b-chat", "summarization", 0.3, 0.9, 80},
+		{"llama-2-7b-chat", "qa", 0.1, 1.0, 50},
+		{"llama-2-7b-chat", "code", 0.6, 0.85, 120},
+
+		{"mistral-7b-instruct", "chat", 0.8, 0.95, 120},
+		{"mistral-7b-instruct", "summarization", 0.3, 0.9, 70},
+		{"mistral-7b-instruct", "qa", 0.2, 1.0, 50},
+		{"mistral-7b-instruct", "code", 0.7, 0.9, 110},
+	}
+}
+
+// SamplingFor returns the row of the sampling table for a model and a task:
+// temperature, top-p and the cap on output tokens. Seed and IgnoreEOS are left
+// zero. The error of an unknown key lists the keys.
+func SamplingFor(model, task string) (bench.Sampling, error) {
+	if _, err := ModelByKey(model); err != nil {
+		return bench.Sampling{}, err
+	}
+	if _, err := TaskByKey(task); err != nil {
+		return bench.Sampling{}, err
+	}
+	for _, r := range samplingTable() {
+		if r.model == model && r.task == task {
+			return bench.Sampling{Temperature: r.temperature, TopP: r.topP, MaxTokens: r.maxTokens}, nil
+		}
+	}
+	return bench.Sampling{}, fmt.Errorf("no sampling row for model %q and task %q: the table of sampling parameters is not complete", model, task)
+}
+
+func modelKeys() (keys []string) {
+	for _, m := range Models() {
+		keys = append(keys, m.Key)
+	}
+	return keys
+}
+
+func taskKeys() (keys []string) {
+	for _, t := range Tasks() {
+		keys = append(keys, t.Key)
+	}
+	return keys
+}
+
+// unknown is the error for a name that is not among choices; it suggests the
+// nearest one when it is near enough to be a slip of the fingers.
+func unknown(kind, name string, choices []string) error {
+	hint := ""
+	if near := nearest(name, choices); near != "" {
+		hint = fmt.Sprintf(" did you mean %q?", near)
+	}
+	return fmt.Errorf("unknown %s %q:%s choose from %s", kind, name, hint, strings.Join(choices, ", "))
+}
+
+// nearest returns the choice with the smallest edit distance from name, or ""
+// when even that one differs in more than a third of its letters.
+func nearest(name string, choices []string) (near string) {
+	best := -1
+	for _, c := range choices {
+		d := editDistance(strings.ToLower(name), c)
+		if d <= max(len(c)/3, 1) && (best < 0 || d < best) {
+			best, near = d, c
+		}
+	}
+	return near
+}
+
+// editDistance is Levenshtein's, in bytes.
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost = 1 + min(diagonal, row[j], row[j+1])
+			}
+			diagonal, row[j+1] = row[j+1], cost
+		}
+	}
+	return row[len(b)]
+}
