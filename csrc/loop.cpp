@@ -1,0 +1,388 @@
+#include "loop.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <climits>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+namespace nb {
+
+int64_t now_ns() {
+    timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return static_cast<int64_t>(ts.tv_sec) * 1000000000 + ts.tv_nsec;
+}
+
+namespace {
+
+// A futex instead of a condition variable between the loop and a waiter: the
+// loop must publish a token without taking a lock, and without a system call
+// when nobody waits.
+void futex_wait(std::atomic<uint32_t> *word, uint32_t expected, const timespec *timeout) {
+    syscall(SYS_futex, reinterpret_cast<uint32_t *>(word), FUTEX_WAIT_PRIVATE, expected, timeout, nullptr, 0);
+}
+void futex_wake(std::atomic<uint32_t> *word) {
+    syscall(SYS_futex, reinterpret_cast<uint32_t *>(word), FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+}
+
+// How many bytes at the end of text begin a UTF-8 sequence that more bytes
+// could still complete. Bytes that can no longer become valid are not held
+// back: they are the model's output as it is. (Unicode 15, table 3-7.)
+size_t utf8_unfinished(const char *text, size_t len) {
+    for (size_t back = 1; back <= 3 && back <= len; back++) {
+        const unsigned char c = static_cast<unsigned char>(text[len - back]);
+        if ((c & 0xC0) == 0x80) continue; // a continuation byte: its lead is further left
+        const size_t need = c >= 0xC2 && c <= 0xDF ? 2 : (c & 0xF0) == 0xE0 ? 3 : c >= 0xF0 && c <= 0xF4 ? 4 : 1;
+        if (need <= back) return 0;
+        if (back >= 2) { // the second byte is restricted after some leads
+            const unsigned char d = static_cast<unsigned char>(text[len - back + 1]);
+            if ((c == 0xE0 && d < 0xA0) || (c == 0xED && d > 0x9F) || (c == 0xF0 && d < 0x90) || (c == 0xF4 && d > 0x8F)) return 0;
+        }
+        return back;
+    }
+    return 0;
+}
+
+struct Free {
+    void operator()(void *p) const { std::free(p); }
+};
+
+} // namespace
+
+struct Loop::Slot {
+    int32_t           id   = 0;
+    bool              used = false; // a request was submitted; the caller's side
+    std::atomic<bool> cancel{false};
+
+    // The request. While kEndedBit is set in published it belongs to the
+    // caller, else to the loop.
+    nb_request           req{};
+    std::vector<int32_t> prompt;
+    int32_t              n_past    = 0; // tokens in the model's memory
+    int32_t              next      = 0; // token to decode
+    int32_t              in_batch  = 0; // tokens of this slot in the batch being stepped
+    int64_t              since     = 0; // end of the last interval accounted for
+    bool                 decoding() const { return n_past >= static_cast<int32_t>(prompt.size()); }
+
+    // The answer. Memory for the longest possible one is reserved once; pages
+    // are touched only as far as answers reach. published counts what a waiter
+    // may read; its release store is the hand-over.
+    std::unique_ptr<nb_token, Free> tokens;
+    std::unique_ptr<char, Free>     text;
+    size_t                          text_raw = 0; // bytes written, held-back ones included
+    nb_result                       result{};     // the loop's until the end
+    std::string                     why;          // of NB_FINISH_ERROR
+
+    static constexpr uint32_t kEndedBit = 1u << 31;
+    std::atomic<uint32_t>     published{kEndedBit}; // n_tokens, plus kEndedBit when ended
+    std::atomic<int32_t>      want{INT32_MAX};      // a waiter sleeps until published passes this
+
+    void publish(uint32_t value) {
+        published.store(value, std::memory_order_seq_cst);
+        const int32_t w = want.load(std::memory_order_seq_cst);
+        if ((value & kEndedBit) || static_cast<int32_t>(value) > w) futex_wake(&published);
+    }
+};
+
+Loop::Loop(std::unique_ptr<Model> model, int32_t prefill_chunk)
+    : model_(std::move(model)), chunk_(prefill_chunk), sampler_(model_->vocab().n_vocab()) {
+    if (chunk_ < 1) throw Error(NB_INVALID, "prefill chunk is " + std::to_string(chunk_) + " tokens; it must be at least 1");
+    const size_t n_ctx = model_->n_ctx_slot();
+    for (int32_t i = 0; i < model_->n_slots(); i++) {
+        auto s = std::make_unique<Slot>();
+        s->id  = i;
+        s->tokens.reset(static_cast<nb_token *>(std::malloc(n_ctx * sizeof(nb_token))));
+        s->text.reset(static_cast<char *>(std::malloc(n_ctx * model_->vocab().longest_piece() + 1)));
+        if (!s->tokens || !s->text) throw Error(NB_MEMORY, "no memory for the answers of slot " + std::to_string(i));
+        s->prompt.reserve(n_ctx);
+        slots_.push_back(std::move(s));
+    }
+    active_.reserve(slots_.size());
+    queued_.reserve(slots_.size());
+    wanted_.reserve(slots_.size());
+    batch_.reserve(chunk_ + slots_.size());
+    thread_ = std::thread([this] { run(); });
+}
+
+Loop::~Loop() {
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        stop_ = true;
+        for (auto &s : slots_) s->cancel.store(true);
+    }
+    wake_.notify_one();
+    thread_.join();
+}
+
+Loop::Slot &Loop::at(int32_t slot) {
+    if (slot < 0 || slot >= static_cast<int32_t>(slots_.size())) {
+        throw Error(NB_NOT_FOUND, "slot " + std::to_string(slot) + " does not exist: the engine has " +
+                                      std::to_string(slots_.size()));
+    }
+    return *slots_[slot];
+}
+
+void Loop::submit(int32_t slot, const nb_request &r) {
+    const int64_t t0 = now_ns();
+    Slot         &s  = at(slot);
+    if (!(s.published.load(std::memory_order_acquire) & Slot::kEndedBit)) {
+        throw Error(NB_BUSY, "slot " + std::to_string(slot) + " still answers another request: wait for its end first");
+    }
+    if (r.max_tokens < 1) throw Error(NB_INVALID, "max_tokens is " + std::to_string(r.max_tokens) + "; it must be at least 1");
+    if (!(r.temperature >= 0) || !std::isfinite(r.temperature)) throw Error(NB_INVALID, "temperature must be 0 (greedy) or above");
+    if (!(r.top_p > 0 && r.top_p <= 1)) throw Error(NB_INVALID, "top_p must be above 0 and at most 1");
+    if (r.prompt_len < 0 || (!r.prompt == !r.tokens && r.prompt_len > 0)) {
+        throw Error(NB_INVALID, "a request needs either a prompt text or prompt token ids");
+    }
+
+    s.prompt.clear();
+    if (r.tokens) {
+        s.prompt.assign(r.tokens, r.tokens + r.prompt_len);
+        for (int32_t id : s.prompt) {
+            if (id < 0 || id >= model_->vocab().n_vocab()) {
+                throw Error(NB_INVALID, "prompt token " + std::to_string(id) + " is not in the vocabulary of " +
+                                            std::to_string(model_->vocab().n_vocab()));
+            }
+        }
+    } else if (r.prompt) {
+        model_->vocab().tokenize({r.prompt, static_cast<size_t>(r.prompt_len)}, r.flags, &s.prompt);
+    }
+    if (s.prompt.empty()) throw Error(NB_INVALID, "the prompt has no tokens");
+    const int64_t need = static_cast<int64_t>(s.prompt.size()) + r.max_tokens;
+    if (need > model_->n_ctx_slot()) {
+        throw Error(NB_CONTEXT, "the prompt has " + std::to_string(s.prompt.size()) + " tokens and " + std::to_string(r.max_tokens) +
+                                    " are to be generated: " + std::to_string(need) + " do not fit the slot's context of " +
+                                    std::to_string(model_->n_ctx_slot()) + " tokens");
+    }
+
+    s.req        = r;
+    s.req.prompt = nullptr; // the caller's memory is not kept
+    s.req.tokens = nullptr;
+    s.n_past = s.in_batch = 0;
+    s.text_raw            = 0;
+    s.result              = nb_result{};
+    s.result.tokens       = s.tokens.get();
+    s.result.text         = s.text.get();
+    s.result.n_prompt     = static_cast<int32_t>(s.prompt.size());
+    s.result.t_submit     = t0;
+    s.why.clear();
+    s.used = true;
+    s.want.store(INT32_MAX, std::memory_order_relaxed);
+    s.cancel.store(false, std::memory_order_relaxed);
+    s.since           = now_ns();
+    s.result.tokenize = s.since - t0;
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        s.published.store(0, std::memory_order_release);
+        queued_.push_back(&s);
+    }
+    wake_.notify_one();
+}
+
+void Loop::wait(int32_t slot, int32_t seen, int64_t timeout_ns, nb_result *out) {
+    Slot         &s        = at(slot);
+    const int64_t deadline = timeout_ns < 0 ? INT64_MAX : now_ns() + std::min<int64_t>(timeout_ns, int64_t{1} << 60);
+    if (!s.used) throw Error(NB_INVALID, "slot " + std::to_string(slot) + " has no request");
+    uint32_t p;
+    bool     late = false;
+    s.want.store(seen, std::memory_order_seq_cst);
+    for (;;) {
+        p = s.published.load(std::memory_order_seq_cst);
+        if ((p & Slot::kEndedBit) || static_cast<int32_t>(p) > seen) break;
+        const int64_t left = deadline - now_ns();
+        if (left <= 0) {
+            late = true;
+            break;
+        }
+        const timespec ts{static_cast<time_t>(left / 1000000000), static_cast<long>(left % 1000000000)};
+        futex_wait(&s.published, p, deadline == INT64_MAX ? nullptr : &ts);
+    }
+    s.want.store(INT32_MAX, std::memory_order_relaxed);
+    if (p & Slot::kEndedBit) {
+        *out = s.result;
+        if (s.result.finish == NB_FINISH_ERROR) throw Error(s.result.status, s.why);
+        return;
+    }
+    *out            = nb_result{};
+    out->tokens     = s.tokens.get();
+    out->text       = s.text.get();
+    out->n_tokens   = static_cast<int32_t>(p);
+    out->text_len   = p == 0 ? 0 : s.tokens.get()[p - 1].text_end;
+    out->n_prompt   = s.result.n_prompt;
+    out->t_submit   = s.result.t_submit;
+    if (late) throw Error(NB_TIMEOUT, "the time limit passed; the request goes on");
+}
+
+void Loop::cancel(int32_t slot) { at(slot).cancel.store(true, std::memory_order_relaxed); }
+
+// run is the loop's thread: take in new requests, one decode step for all slots
+// that generate, one chunk of prompts; again. The two are batches of their own:
+// sequences keep separate KV streams, for which llama.cpp would split a mixed
+// batch into the same two computations anyway, and a step's time then belongs
+// to one phase alone.
+void Loop::run() {
+    while (admit()) {
+        step(false);
+        step(true);
+    }
+    for (Slot *s : active_) finish(*s, NB_FINISH_CANCELLED);
+    for (Slot *s : queued_) finish(*s, NB_FINISH_CANCELLED);
+}
+
+// admit moves queued requests to the active ones, sleeping while there are
+// neither. False: the engine is being closed.
+bool Loop::admit() {
+    {
+        std::unique_lock<std::mutex> lock(mutex_);
+        wake_.wait(lock, [&] { return stop_ || !queued_.empty() || !active_.empty(); });
+        if (stop_) return false;
+        active_.insert(active_.end(), queued_.begin(), queued_.end());
+        queued_.clear();
+    }
+    for (size_t i = 0; i < active_.size();) { // cancelled before or between steps
+        Slot *s = active_[i];
+        if (s->cancel.load(std::memory_order_relaxed)) {
+            active_.erase(active_.begin() + static_cast<long>(i));
+            finish(*s, NB_FINISH_CANCELLED);
+        } else {
+            i++;
+        }
+    }
+    return true;
+}
+
+void Loop::step(bool prefill) {
+    batch_.clear();
+    wanted_.clear();
+    int32_t room = prefill ? chunk_ : INT32_MAX;
+    for (Slot *s : active_) { // oldest first: a prompt is finished before the next begins
+        s->in_batch = 0;
+        if (s->decoding() == prefill || room == 0) continue;
+        if (!prefill) {
+            s->in_batch = 1;
+            wanted_.emplace_back(s, static_cast<int32_t>(batch_.size()));
+            batch_.push_back({s->next, s->n_past, s->id, true});
+            continue;
+        }
+        const int32_t left = static_cast<int32_t>(s->prompt.size()) - s->n_past;
+        s->in_batch        = std::min(left, room);
+        room -= s->in_batch;
+        for (int32_t i = 0; i < s->in_batch; i++) {
+            batch_.push_back({s->prompt[s->n_past + i], s->n_past + i, s->id, false});
+        }
+        if (s->in_batch == left) {
+            batch_.back().logits = true;
+            wanted_.emplace_back(s, static_cast<int32_t>(batch_.size()) - 1);
+        }
+    }
+    if (batch_.empty()) return;
+
+    const int64_t begin = now_ns();
+    for (Slot *s : active_) {
+        if (s->n_past == 0 && s->in_batch > 0) s->result.queue += begin - s->since; // from submit to the first batch
+    }
+    std::string failure;
+    try {
+        model_->decode(batch_);
+    } catch (const std::exception &e) {
+        failure = e.what();
+        if (failure.empty()) failure = "decoding failed";
+    }
+    const int64_t end = now_ns();
+
+    for (Slot *s : active_) {
+        const bool waits_for_first = s->n_past == 0 && s->in_batch == 0;
+        if (waits_for_first) continue; // still counted from submit
+        int64_t &phase = s->in_batch == 0 ? s->result.queue : prefill ? s->result.prefill : s->result.decode;
+        phase += end - begin;
+        s->n_past += s->in_batch;
+    }
+    if (!failure.empty()) { // ends the requests of this batch, not the others
+        size_t kept = 0;
+        for (Slot *s : active_) {
+            if (s->in_batch == 0) {
+                active_[kept++] = s;
+                continue;
+            }
+            s->why = failure;
+            finish(*s, NB_FINISH_ERROR);
+        }
+        active_.resize(kept);
+        return;
+    }
+    for (auto [s, entry] : wanted_) emit(*s, entry);
+}
+
+// emit chooses the slot's next token from the logits of a batch entry, stamps
+// it and makes it visible.
+void Loop::emit(Slot &s, int32_t entry) {
+    const int64_t t0     = now_ns();
+    float        *logits = model_->logits(entry);
+    const bool    raw    = s.req.flags & NB_REQ_RAW;
+    const bool    go_on  = s.req.flags & NB_REQ_IGNORE_EOS;
+    const auto    n      = s.published.load(std::memory_order_relaxed);
+    int32_t       id;
+    if (raw) {
+        id = static_cast<int32_t>((static_cast<int64_t>(s.next) * 31 + 7) % model_->vocab().n_vocab());
+    } else {
+        if (go_on) { // as llama-server does: an end token cannot be drawn at all
+            for (int32_t e : model_->vocab().end_tokens()) logits[e] = -INFINITY;
+        }
+        id = s.req.temperature == 0 ? argmax(logits, model_->vocab().n_vocab())
+                                    : sampler_.sample(logits, s.req.temperature, s.req.top_p, uniform(s.req.seed, n));
+    }
+    const int64_t t1 = now_ns();
+    s.result.sampling += t1 - t0;
+    s.next = id;
+
+    const auto &ends = model_->vocab().end_tokens();
+    const bool  stop = !raw && !go_on && std::find(ends.begin(), ends.end(), id) != ends.end();
+    append(s, id, t1, !stop);
+    s.result.detokenize += now_ns() - t1;
+
+    const int32_t made = static_cast<int32_t>(n) + 1;
+    const int32_t how  = stop ? NB_FINISH_STOP : made >= s.req.max_tokens ? NB_FINISH_LENGTH : NB_RUNNING;
+    s.result.n_tokens  = made;
+    if (how == NB_RUNNING) {
+        s.publish(static_cast<uint32_t>(made));
+        return;
+    }
+    active_.erase(std::find(active_.begin(), active_.end(), &s));
+    finish(s, how);
+}
+
+// append adds a token's text, held back to the last whole UTF-8 sequence.
+void Loop::append(Slot &s, int32_t id, int64_t t, bool visible) {
+    if (visible) {
+        const std::string_view piece = model_->vocab().piece(id);
+        std::memcpy(s.text.get() + s.text_raw, piece.data(), piece.size());
+        s.text_raw += piece.size();
+    }
+    const size_t held = utf8_unfinished(s.text.get(), s.text_raw);
+    s.tokens.get()[s.published.load(std::memory_order_relaxed)] = {t, id, static_cast<int32_t>(s.text_raw - held)};
+    s.result.text_len  = static_cast<int32_t>(s.text_raw - held);
+    s.result.held_back = static_cast<int32_t>(held);
+}
+
+void Loop::finish(Slot &s, int32_t how) {
+    s.result.t_end = now_ns();
+    try {
+        model_->clear(s.id);
+    } catch (const std::exception &e) {
+        how   = NB_FINISH_ERROR;
+        s.why = e.what();
+    }
+    s.result.finish = how;
+    s.result.status = how == NB_FINISH_ERROR ? NB_INTERNAL : how == NB_FINISH_CANCELLED ? NB_CANCELLED : NB_OK;
+    s.publish(static_cast<uint32_t>(s.result.n_tokens) | Slot::kEndedBit);
+}
+
+} // namespace nb

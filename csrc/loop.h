@@ -1,0 +1,121 @@
+// loop.h: slots stepped in one continuously batched loop, with a stamp per
+// token. Knows no llama.cpp: the model behind it is an interface, which the
+// fake engine and the sanitizer runs use too.
+#ifndef NB_LOOP_H
+#define NB_LOOP_H
+
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include "nb.h"
+#include "sampler.h"
+
+namespace nb {
+
+// Error carries a status through C++ code; api.cpp turns it into a return
+// value and a line of text.
+struct Error : std::runtime_error {
+    nb_status status;
+    Error(nb_status s, const std::string &what) : std::runtime_error(what), status(s) {}
+};
+
+int64_t now_ns(); // CLOCK_MONOTONIC
+
+// One token of a batch.
+struct Entry {
+    int32_t token;
+    int32_t pos;
+    int32_t slot;
+    bool    logits; // wanted after this token
+};
+
+// Vocab turns text into token ids and back. Any thread may call it.
+class Vocab {
+  public:
+    virtual ~Vocab() = default;
+
+    virtual void tokenize(std::string_view text, uint32_t flags, std::vector<int32_t> *out) const = 0;
+    // piece returns the bytes of a token, "" for control tokens.
+    virtual std::string_view            piece(int32_t id) const    = 0;
+    virtual int32_t                     n_vocab() const            = 0;
+    virtual size_t                      longest_piece() const      = 0; // bytes
+    virtual const std::vector<int32_t> &end_tokens() const         = 0; // that end a generation
+};
+
+// Model is what the loop steps. decode, logits and clear are called by the
+// loop's thread only.
+class Model {
+  public:
+    virtual ~Model() = default;
+
+    virtual const Vocab &vocab() const                                       = 0;
+    virtual void         info(nb_info *out) const                            = 0; // all but load_ns
+    virtual void         memory(std::vector<nb_memory> *rows) const          = 0;
+    virtual int32_t      n_slots() const                                     = 0;
+    virtual int32_t      n_ctx_slot() const                                  = 0;
+
+    // decode computes a batch and returns when its results are on the host.
+    // Throws Error; the batch's slots are then cleared by the caller.
+    virtual void decode(const std::vector<Entry> &batch) = 0;
+    // logits of batch entry i of the last decode: one float per token of the
+    // vocabulary, which the caller may overwrite.
+    virtual float *logits(int32_t i) = 0;
+    // clear forgets the slot's tokens.
+    virtual void clear(int32_t slot) = 0;
+};
+
+// What an engine library consists of, besides the loop: nb.cpp and fake.cpp
+// each define these, api.cpp makes the table of functions from them.
+std::unique_ptr<Model> load_model(const nb_params &p, nb_progress *progress);
+std::unique_ptr<Vocab> load_vocab(const char *gguf_path);
+const char            *engine_name();
+int32_t                copy_log(char *buf, size_t cap); // last lines; returns the bytes written
+
+// Loop owns the model, the slots and the thread that steps them.
+class Loop {
+  public:
+    // prefill_chunk: prompt tokens computed, over all slots, between two decode
+    // steps: the longest time a decoding slot waits for others' prompts.
+    Loop(std::unique_ptr<Model> model, int32_t prefill_chunk);
+    ~Loop(); // cancels what runs and joins
+
+    void submit(int32_t slot, const nb_request &r);
+    void wait(int32_t slot, int32_t seen, int64_t timeout_ns, nb_result *out);
+    void cancel(int32_t slot);
+
+    const Model &model() const { return *model_; }
+
+  private:
+    struct Slot;
+
+    Slot &at(int32_t slot);
+    void  run();
+    bool  admit();
+    void  step(bool prefill);
+    void  emit(Slot &s, int32_t entry);
+    void  append(Slot &s, int32_t id, int64_t t, bool visible);
+    void  finish(Slot &s, int32_t how);
+
+    std::unique_ptr<Model>             model_;
+    const int32_t                      chunk_;
+    Sampler                            sampler_;
+    std::vector<std::unique_ptr<Slot>> slots_;
+    std::vector<Slot *>                active_; // of the loop's thread; oldest first
+    std::vector<Entry>                 batch_;
+    std::vector<std::pair<Slot *, int32_t>> wanted_; // whose logits, at which entry
+
+    std::mutex              mutex_; // guards queued_, stop_ and the hand-over of slots
+    std::condition_variable wake_;
+    std::vector<Slot *>     queued_;
+    bool                    stop_ = false;
+    std::thread             thread_; // last: everything else is ready when it starts
+};
+
+} // namespace nb
+#endif

@@ -1,0 +1,367 @@
+// nb.cpp: llama.cpp behind the loop. The only file that sees llama.h.
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <mutex>
+
+#include <dlfcn.h>
+
+#include "llama-ext.h"
+#include "llama.h"
+#include "loop.h"
+
+#ifndef NB_ENGINE
+#define NB_ENGINE "llama.cpp"
+#endif
+
+namespace nb {
+namespace {
+
+// ---- log: llama.cpp tells why something failed only in its log
+
+class Log {
+  public:
+    void add(ggml_log_level level, const char *text) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (level == GGML_LOG_LEVEL_CONT && !lines_.empty()) {
+            lines_.back().text += text;
+            return;
+        }
+        lines_.push_back({level, text});
+        if (lines_.size() > 256) lines_.pop_front();
+    }
+    // reason joins the error lines since mark(): what made the last call fail.
+    std::string reason() {
+        std::lock_guard<std::mutex> lock(mutex_);
+        std::string                 all;
+        for (const Line &l : lines_) {
+            if (l.level != GGML_LOG_LEVEL_ERROR) continue;
+            std::string text = l.text.substr(0, l.text.find_last_not_of(" \n") + 1);
+            if (!text.empty()) all += (all.empty() ? "" : "; ") + text;
+        }
+        return all.empty() ? "llama.cpp gave no reason" : all;
+    }
+    void clear() {
+        std::lock_guard<std::mutex> lock(mutex_);
+        lines_.clear();
+    }
+    int32_t copy(char *buf, size_t cap) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        std::string                 all;
+        for (const Line &l : lines_) all += l.text;
+        if (all.size() > cap) all.erase(0, all.size() - cap);
+        std::memcpy(buf, all.data(), all.size());
+        return static_cast<int32_t>(all.size());
+    }
+
+  private:
+    struct Line {
+        ggml_log_level level;
+        std::string    text;
+    };
+    std::mutex       mutex_;
+    std::deque<Line> lines_;
+};
+
+Log &llama_log() {
+    static Log log;
+    return log;
+}
+
+// ---- once per process: log and backend plugins
+
+// start loads the backend plugins (CPU, CUDA, …) that lie in dir, or beside
+// this library. A CUDA plugin whose driver is missing is simply not there.
+void start(const char *dir) {
+    static std::once_flag once;
+    std::call_once(once, [dir] {
+        llama_log_set([](ggml_log_level level, const char *text, void *) { llama_log().add(level, text); }, nullptr);
+        std::string where = dir ? dir : "";
+        Dl_info     self;
+        if (where.empty() && dladdr(reinterpret_cast<const void *>(&nb_get_api), &self) && self.dli_fname) {
+            where = self.dli_fname;
+            where.erase(std::min(where.find_last_of('/'), where.size()));
+        }
+        ggml_backend_load_all_from_path(where.empty() ? nullptr : where.c_str());
+        llama_backend_init();
+    });
+    if (ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU) == nullptr) {
+        throw Error(NB_NOT_FOUND, "no CPU backend plugin (libggml-cpu*.so) beside the engine library");
+    }
+}
+
+struct FreeModel {
+    void operator()(llama_model *m) const { llama_model_free(m); }
+};
+struct FreeContext {
+    void operator()(llama_context *c) const { llama_free(c); }
+};
+using ModelPtr   = std::unique_ptr<llama_model, FreeModel>;
+using ContextPtr = std::unique_ptr<llama_context, FreeContext>;
+
+template <size_t N> void put(char (&to)[N], const std::string &from) { std::snprintf(to, N, "%s", from.c_str()); }
+
+// ---- vocabulary
+
+class LlamaVocab : public Vocab {
+  public:
+    explicit LlamaVocab(const llama_model *model) : vocab_(llama_model_get_vocab(model)) {
+        // All pieces are looked up once: the loop then only copies bytes.
+        const int32_t n = llama_vocab_n_tokens(vocab_);
+        begin_.reserve(n + 1);
+        std::string piece(64, '\0');
+        for (int32_t id = 0; id < n; id++) {
+            begin_.push_back(bytes_.size());
+            int32_t len = llama_token_to_piece(vocab_, id, piece.data(), static_cast<int32_t>(piece.size()), 0, false);
+            if (len < 0) {
+                piece.resize(-len);
+                len = llama_token_to_piece(vocab_, id, piece.data(), static_cast<int32_t>(piece.size()), 0, false);
+            }
+            bytes_.append(piece.data(), std::max(len, 0));
+            longest_ = std::max<size_t>(longest_, std::max(len, 0));
+            if (llama_vocab_is_eog(vocab_, id)) ends_.push_back(id);
+        }
+        begin_.push_back(bytes_.size());
+    }
+
+    void tokenize(std::string_view text, uint32_t flags, std::vector<int32_t> *out) const override {
+        if (text.size() > INT32_MAX / 2) throw Error(NB_INVALID, "the text is longer than 1 GiB");
+        const bool bos = flags & NB_REQ_ADD_BOS, special = flags & NB_REQ_SPECIAL;
+        const auto len = static_cast<int32_t>(text.size());
+        out->resize(text.size() + 2);
+        int32_t n = llama_tokenize(vocab_, text.data(), len, out->data(), static_cast<int32_t>(out->size()), bos, special);
+        if (n < 0) {
+            if (n == INT32_MIN) throw Error(NB_INVALID, "the text has more tokens than can be counted");
+            out->resize(-n);
+            n = llama_tokenize(vocab_, text.data(), len, out->data(), static_cast<int32_t>(out->size()), bos, special);
+        }
+        out->resize(std::max(n, 0));
+    }
+    std::string_view piece(int32_t id) const override { return {bytes_.data() + begin_[id], begin_[id + 1] - begin_[id]}; }
+    int32_t          n_vocab() const override { return static_cast<int32_t>(begin_.size()) - 1; }
+    size_t           longest_piece() const override { return longest_; }
+    const std::vector<int32_t> &end_tokens() const override { return ends_; }
+
+  private:
+    const llama_vocab   *vocab_;
+    std::string          bytes_;
+    std::vector<size_t>  begin_;
+    std::vector<int32_t> ends_;
+    size_t               longest_ = 1;
+};
+
+ModelPtr load_weights(const char *path, llama_model_params mp, const nb_progress *progress) {
+    llama_log().clear();
+    ModelPtr model(llama_model_load_from_file(path, mp));
+    if (model) return model;
+    if (progress && progress->cancel) throw Error(NB_CANCELLED, "loading " + std::string(path) + " was cancelled");
+    const std::string why    = llama_log().reason();
+    const bool        memory = why.find("alloc") != std::string::npos || why.find("memory") != std::string::npos;
+    throw Error(memory ? NB_MEMORY : NB_MODEL, "llama.cpp cannot load " + std::string(path) + ": " + why);
+}
+
+// A vocabulary on its own, with the model that holds it.
+class LoneVocab : public Vocab {
+  public:
+    explicit LoneVocab(ModelPtr model) : model_(std::move(model)), vocab_(model_.get()) {}
+    void tokenize(std::string_view text, uint32_t flags, std::vector<int32_t> *out) const override {
+        vocab_.tokenize(text, flags, out);
+    }
+    std::string_view            piece(int32_t id) const override { return vocab_.piece(id); }
+    int32_t                     n_vocab() const override { return vocab_.n_vocab(); }
+    size_t                      longest_piece() const override { return vocab_.longest_piece(); }
+    const std::vector<int32_t> &end_tokens() const override { return vocab_.end_tokens(); }
+
+  private:
+    ModelPtr   model_;
+    LlamaVocab vocab_;
+};
+
+// ---- threads
+
+// As llama-bench and llama-server do, one thread pool per kind of work is made
+// once instead of per computation. The functions live in the CPU plugin.
+class Threads {
+  public:
+    Threads(llama_context *ctx, int32_t decode, int32_t batch) {
+        auto *reg  = ggml_backend_dev_backend_reg(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
+        auto *make = reinterpret_cast<decltype(ggml_threadpool_new) *>(ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_new"));
+        free_      = reinterpret_cast<decltype(ggml_threadpool_free) *>(ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_free"));
+        if (!make || !free_) return; // llama.cpp then makes its own
+        auto p  = ggml_threadpool_params_default(decode);
+        decode_ = make(&p);
+        if (batch != decode) {
+            p      = ggml_threadpool_params_default(batch);
+            batch_ = make(&p);
+        }
+        if (decode_) llama_attach_threadpool(ctx, decode_, batch_);
+    }
+    ~Threads() {
+        if (decode_) free_(decode_);
+        if (batch_) free_(batch_);
+    }
+    Threads(const Threads &)            = delete;
+    Threads &operator=(const Threads &) = delete;
+
+  private:
+    decltype(ggml_threadpool_free) *free_ = nullptr;
+    ggml_threadpool_t               decode_ = nullptr, batch_ = nullptr;
+};
+
+// ---- model and context
+
+class LlamaModel : public Model {
+  public:
+    LlamaModel(const nb_params &p, ModelPtr model) : model_(std::move(model)), vocab_(model_.get()) {
+        const int32_t trained = llama_model_n_ctx_train(model_.get());
+        n_ctx_slot_           = p.n_ctx_slot > 0 ? p.n_ctx_slot : trained;
+        if (n_ctx_slot_ > trained) {
+            throw Error(NB_CONTEXT, "a context of " + std::to_string(n_ctx_slot_) + " tokens was asked for; the model was made for " +
+                                        std::to_string(trained));
+        }
+        llama_context_params cp = llama_context_default_params();
+        cp.n_ctx                = static_cast<uint32_t>(n_ctx_slot_) * static_cast<uint32_t>(p.n_slots);
+        cp.n_seq_max            = p.n_slots;
+        cp.n_batch              = p.n_batch;
+        cp.n_ubatch             = std::min(p.n_ubatch, p.n_batch);
+        cp.n_threads            = p.n_threads;
+        cp.n_threads_batch      = p.n_threads_batch;
+        cp.flash_attn_type      = static_cast<llama_flash_attn_type>(p.flash_attn);
+        cp.type_k = cp.type_v   = p.kv_type == NB_KV_F32 ? GGML_TYPE_F32 : GGML_TYPE_F16;
+        cp.kv_unified           = false; // a KV stream per slot: attention reads its own tokens only
+        cp.no_perf              = true;
+        llama_log().clear();
+        ctx_.reset(llama_init_from_model(model_.get(), cp));
+        if (!ctx_) {
+            const std::string why    = llama_log().reason();
+            const bool        memory = why.find("alloc") != std::string::npos || why.find("memory") != std::string::npos;
+            throw Error(memory ? NB_MEMORY : NB_INTERNAL,
+                        "no context of " + std::to_string(p.n_slots) + " slots of " + std::to_string(n_ctx_slot_) + " tokens: " + why);
+        }
+        threads_ = std::make_unique<Threads>(ctx_.get(), p.n_threads, p.n_threads_batch);
+        params_  = p;
+        batch_   = llama_batch_init(p.n_batch, 0, 1);
+    }
+    ~LlamaModel() override {
+        llama_detach_threadpool(ctx_.get());
+        llama_batch_free(batch_);
+    }
+
+    const Vocab &vocab() const override { return vocab_; }
+    int32_t      n_slots() const override { return params_.n_slots; }
+    int32_t      n_ctx_slot() const override { return n_ctx_slot_; }
+
+    void info(nb_info *out) const override {
+        const llama_model *m = model_.get();
+        out->n_params        = static_cast<int64_t>(llama_model_n_params(m));
+        out->model_bytes     = static_cast<int64_t>(llama_model_size(m));
+        out->n_ctx_train     = llama_model_n_ctx_train(m);
+        out->n_ctx_slot      = n_ctx_slot_;
+        out->n_slots         = params_.n_slots;
+        out->n_vocab         = vocab_.n_vocab();
+        out->n_batch         = static_cast<int32_t>(llama_n_batch(ctx_.get()));
+        out->n_ubatch        = static_cast<int32_t>(llama_n_ubatch(ctx_.get()));
+        out->n_threads       = llama_n_threads(ctx_.get());
+        out->n_threads_batch = llama_n_threads_batch(ctx_.get());
+        out->flash_attn      = params_.flash_attn;
+        out->add_bos         = llama_vocab_get_add_bos(llama_model_get_vocab(m));
+        llama_model_desc(m, out->desc, sizeof out->desc);
+        put(out->ftype, llama_ftype_name(llama_model_ftype(m)));
+        char arch[32] = "";
+        llama_model_meta_val_str(m, "general.architecture", arch, sizeof arch);
+        put(out->arch, arch);
+        std::string devices;
+        for (int32_t i = 0; i < llama_model_n_devices(m); i++) {
+            ggml_backend_dev_t dev = llama_model_get_device(m, i);
+            devices += std::string(devices.empty() ? "" : ", ") + ggml_backend_dev_name(dev) + ": " + ggml_backend_dev_description(dev);
+        }
+        if (devices.empty()) {
+            devices = std::string("CPU: ") + ggml_backend_dev_description(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
+        }
+        put(out->device, devices);
+    }
+
+    void memory(std::vector<nb_memory> *rows) const override {
+        std::map<std::string, nb_memory> by_device;
+        for (const auto &[type, bytes] : llama_get_memory_breakdown(ctx_.get())) {
+            ggml_backend_dev_t dev  = ggml_backend_buft_get_device(type);
+            const bool         host = !dev || ggml_backend_buft_is_host(type);
+            nb_memory         &row  = by_device[host ? "CPU" : ggml_backend_dev_name(dev)];
+            row.weights += static_cast<int64_t>(bytes.model);
+            row.kv += static_cast<int64_t>(bytes.context);
+            row.compute += static_cast<int64_t>(bytes.compute);
+        }
+        for (auto &[name, row] : by_device) {
+            put(row.device, name);
+            rows->push_back(row);
+        }
+    }
+
+    void decode(const std::vector<Entry> &batch) override {
+        if (batch.size() > static_cast<size_t>(params_.n_batch)) throw Error(NB_INTERNAL, "the batch is larger than n_batch");
+        batch_.n_tokens = static_cast<int32_t>(batch.size());
+        for (int32_t i = 0; i < batch_.n_tokens; i++) {
+            batch_.token[i]     = batch[i].token;
+            batch_.pos[i]       = batch[i].pos;
+            batch_.n_seq_id[i]  = 1;
+            batch_.seq_id[i][0] = batch[i].slot;
+            batch_.logits[i]    = batch[i].logits;
+        }
+        const int32_t rc = llama_decode(ctx_.get(), batch_);
+        if (rc != 0) throw Error(NB_INTERNAL, "llama_decode of " + std::to_string(batch_.n_tokens) + " tokens returned " +
+                                                  std::to_string(rc) + ": " + llama_log().reason());
+        llama_synchronize(ctx_.get());
+    }
+
+    float *logits(int32_t i) override { return llama_get_logits_ith(ctx_.get(), i); }
+    void   clear(int32_t slot) override { llama_memory_seq_rm(llama_get_memory(ctx_.get()), slot, -1, -1); }
+
+  private:
+    // Order matters: the context goes before its threads and its model.
+    ModelPtr                 model_;
+    LlamaVocab               vocab_;
+    std::unique_ptr<Threads> threads_;
+    ContextPtr               ctx_;
+    nb_params                params_{};
+    int32_t                  n_ctx_slot_ = 0;
+    llama_batch              batch_{};
+};
+
+} // namespace
+
+std::unique_ptr<Model> load_model(const nb_params &p, nb_progress *progress) {
+    start(p.plugin_dir);
+    if (p.n_slots > static_cast<int32_t>(llama_max_parallel_sequences())) {
+        throw Error(NB_INVALID, "the engine serves at most " + std::to_string(llama_max_parallel_sequences()) + " slots");
+    }
+    if (p.prefill_chunk > p.n_batch || p.n_slots > p.n_batch) {
+        throw Error(NB_INVALID, "the batch of " + std::to_string(p.n_batch) + " tokens must hold the prefill chunk (" +
+                                    std::to_string(p.prefill_chunk) + ") and one token of each slot (" + std::to_string(p.n_slots) + ")");
+    }
+    llama_model_params mp = llama_model_default_params();
+    mp.n_gpu_layers       = p.n_gpu_layers;
+    if (progress) {
+        mp.progress_callback_user_data = progress;
+        mp.progress_callback           = [](float done, void *to) {
+            auto *pr     = static_cast<nb_progress *>(to);
+            pr->permille = static_cast<int32_t>(done * 1000);
+            return pr->cancel == 0;
+        };
+    }
+    return std::make_unique<LlamaModel>(p, load_weights(p.model_path, mp, progress));
+}
+
+std::unique_ptr<Vocab> load_vocab(const char *gguf_path) {
+    start(nullptr);
+    llama_model_params mp = llama_model_default_params();
+    mp.vocab_only         = true;
+    return std::make_unique<LoneVocab>(load_weights(gguf_path, mp, nullptr));
+}
+
+const char *engine_name() { return NB_ENGINE; }
+
+int32_t copy_log(char *buf, size_t cap) { return llama_log().copy(buf, cap); }
+
+} // namespace nb

@@ -1,0 +1,264 @@
+//go:build cgo && linux
+
+package native
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/nativebench/nativebench/internal/bench"
+	"github.com/nativebench/nativebench/internal/bench/benchtest"
+)
+
+// fakeDir is the folder of the fake engine: the same ABI and loop, no model.
+func fakeDir(t testing.TB) string {
+	if os.Getenv(EnvDir) == "" {
+		t.Skipf("%s is not set: `make test` sets it", EnvDir)
+	}
+	return filepath.Join(os.Getenv(EnvDir), "fake")
+}
+
+func openFake(t testing.TB, program string, slots int) *Engine {
+	t.Helper()
+	e, err := Open(context.Background(), Config{Dir: fakeDir(t), ModelPath: "fake:" + program, Slots: slots, Threads: 1}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { e.Close() })
+	return e
+}
+
+func request(prompt string, tokens int, stream bool) *bench.Request {
+	return &bench.Request{Prompt: prompt, Stream: stream, Sampling: bench.Sampling{TopP: 1, MaxTokens: tokens, IgnoreEOS: true}}
+}
+
+func generate(t testing.TB, s bench.Session, req *bench.Request) *bench.Trace {
+	t.Helper()
+	if err := s.Prepare(req); err != nil {
+		t.Fatal(err)
+	}
+	tr := bench.NewTrace(req.Sampling.MaxTokens)
+	if err := s.Generate(context.Background(), tr); err != nil {
+		t.Fatal(err)
+	}
+	return tr
+}
+
+func seat(t testing.TB, e *Engine) bench.Session {
+	t.Helper()
+	s, err := e.NewSession(bench.Limits{PromptBytes: 4096, PromptTokens: 1024, OutputTokens: 1024})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+func TestConformanceOfTheLoop(t *testing.T) {
+	benchtest.Run(t, func(t *testing.T) bench.Backend {
+		e, err := Open(context.Background(), Config{Dir: fakeDir(t), ModelPath: "fake:step_us=2000", Slots: 8, Threads: 1}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return e
+	}, benchtest.Options{})
+}
+
+func TestOpenErrorsSayWhatToDo(t *testing.T) {
+	dir := fakeDir(t)
+	broken := t.TempDir()
+	if err := os.WriteFile(filepath.Join(broken, Library), []byte("not a library"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		cfg  Config
+		want string
+	}{
+		"no library":  {Config{Dir: t.TempDir(), ModelPath: "fake:"}, "run `make engine`"},
+		"no real one": {Config{Dir: broken, ModelPath: "fake:"}, "cannot open"},
+		"no model":    {Config{Dir: dir, ModelPath: "/nonexistent.gguf"}, "no model file"},
+		"not a model": {Config{Dir: dir, ModelPath: "fake:fail=model"}, "no model"},
+		"memory":      {Config{Dir: dir, ModelPath: "fake:fail=memory"}, "out of memory"},
+		"flash":       {Config{Dir: dir, ModelPath: "fake:", FlashAttn: "maybe"}, "auto, on, off"},
+		"cache":       {Config{Dir: dir, ModelPath: "fake:", CacheType: "q4"}, "f16, f32"},
+		"slots":       {Config{Dir: dir, ModelPath: "fake:", Slots: -1}, "at least one slot"},
+	} {
+		_, err := Open(context.Background(), c.cfg, nil)
+		if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: got %v, want one line with %q", name, err, c.want)
+		}
+	}
+}
+
+func TestOpenReportsProgressAndCanBeGivenUp(t *testing.T) {
+	var seen []float64
+	cfg := Config{Dir: fakeDir(t), ModelPath: "fake:load_ms=400", Slots: 1}
+	e, err := Open(context.Background(), cfg, func(f float64) { seen = append(seen, f) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.Close()
+	if len(seen) < 2 || seen[len(seen)-1] != 1 {
+		t.Errorf("progress was %v", seen)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cfg.ModelPath = "fake:load_ms=600000"
+	if _, err := Open(ctx, cfg, func(float64) { cancel() }); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestTextIsWholeUTF8 makes the engine cut characters at every token boundary.
+func TestTextIsWholeUTF8(t *testing.T) {
+	s := seat(t, openFake(t, "", 1))
+	held := 0
+	for n := 1; n <= 60; n++ {
+		tr := generate(t, s, request("hi", n, true))
+		if !utf8.Valid(tr.Text) || len(tr.Tokens) != n || len(tr.Text) > n {
+			t.Fatalf("%d tokens gave %q", n, tr.Text)
+		}
+		if len(tr.Warnings) > 0 {
+			held++
+		}
+	}
+	if held == 0 || held == 60 {
+		t.Errorf("%d of 60 answers end inside a character", held)
+	}
+}
+
+func TestPhasesAddUp(t *testing.T) {
+	e := openFake(t, "step_us=1000,prompt_us=100", 2)
+	s := seat(t, e)
+	tr := generate(t, s, request("a prompt of some length", 20, true))
+	total := tr.End - tr.Start
+	sum := tr.Phases.Sum()
+	if sum <= 0 || sum > total {
+		t.Fatalf("phases %+v sum to %d of %d ns", tr.Phases, sum, total)
+	}
+	if tr.Phases.Decode < 19*int64(time.Millisecond) || tr.Phases.Prefill < 2*int64(time.Millisecond) {
+		t.Errorf("phases %+v: 19 steps of 1 ms and 23 prompt tokens of 0.1 ms were slept", tr.Phases)
+	}
+	for i, m := range tr.Marks {
+		if m.T < tr.Start || m.T > tr.End || int(m.N) != i+1 {
+			t.Errorf("mark %d is %+v in [%d, %d]", i, m, tr.Start, tr.End)
+		}
+	}
+}
+
+// TestLongPromptDoesNotStarveOthers: while one slot's prompt of 900 tokens is
+// computed in chunks of 64, the other slot gets a token between any two chunks.
+func TestLongPromptDoesNotStarveOthers(t *testing.T) {
+	e, err := Open(context.Background(), Config{
+		Dir: fakeDir(t), ModelPath: "fake:prompt_us=200,step_us=100", Slots: 2, Threads: 1, Context: 1024, PrefillChunk: 64,
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	a, b := seat(t, e), seat(t, e)
+	for range 100 { // until the short one was under way when the long one came
+		if err := a.Prepare(request("short", 1000, true)); err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(context.Background())
+		tra := bench.NewTrace(1000)
+		done := make(chan error)
+		go func() { done <- a.Generate(ctx, tra) }()
+		generate(t, b, request("go", 1, false))
+		trb := generate(t, b, request(strings.Repeat("x", 900), 2, true))
+		stop()
+		<-done
+		if first := tra.FirstToken(); first == 0 || first > trb.Start {
+			continue
+		}
+		during := 0
+		for _, m := range tra.Marks {
+			if m.T > trb.Start && m.T < trb.FirstToken() {
+				during++
+			}
+		}
+		if chunks := 900/64 + 1; during < chunks-2 {
+			t.Errorf("the decoding slot got %d tokens while the other's %d chunks were computed", during, chunks)
+		}
+		if trb.Phases.Queue <= 0 {
+			t.Errorf("the long prompt waited for the other's decode steps, but its queue phase is %d", trb.Phases.Queue)
+		}
+		return
+	}
+	t.Fatal("the short request never came first")
+}
+
+func TestEngineFailureIsThatRequestsAlone(t *testing.T) {
+	e := openFake(t, "error_at=5", 1)
+	s := seat(t, e)
+	if err := s.Prepare(request("hi", 50, true)); err != nil {
+		t.Fatal(err)
+	}
+	tr := bench.NewTrace(50)
+	err := s.Generate(context.Background(), tr)
+	if bench.ClassOf(err) != bench.Engine || !strings.Contains(err.Error(), "told to fail") {
+		t.Fatalf("got %v", err)
+	}
+	if tr.OutputTokens != 4 || len(tr.Marks) != 4 {
+		t.Errorf("%d tokens and %d marks were kept of 4", tr.OutputTokens, len(tr.Marks))
+	}
+	if tr := generate(t, s, request("hi", 5, true)); tr.OutputTokens != 5 {
+		t.Errorf("the next request made %d tokens", tr.OutputTokens)
+	}
+}
+
+func TestGenerateAllocatesNothingPerToken(t *testing.T) {
+	s := seat(t, openFake(t, "", 1))
+	tr := bench.NewTrace(1000)
+	per := func(tokens int, stream bool) float64 {
+		req := request("hi", tokens, stream)
+		return testing.AllocsPerRun(20, func() {
+			if err := s.Prepare(req); err != nil {
+				t.Fatal(err)
+			}
+			tr.Reset()
+			if err := s.Generate(context.Background(), tr); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	for _, stream := range []bool{false, true} {
+		if few, many := per(2, stream), per(900, stream); few != 0 || many != 0 {
+			t.Errorf("stream %v: %g allocations for 2 tokens, %g for 900", stream, few, many)
+		}
+	}
+}
+
+func TestSessionsTakeAndReturnSlots(t *testing.T) {
+	e := openFake(t, "", 2)
+	a, b := seat(t, e), seat(t, e)
+	if _, err := e.NewSession(bench.Limits{}); err == nil {
+		t.Fatal("a third session on two slots was given out")
+	}
+	a.Close()
+	c := seat(t, e)
+	generate(t, b, request("x", 3, false))
+	generate(t, c, request("y", 3, false))
+}
+
+func BenchmarkRequestOverhead(b *testing.B) {
+	s := seat(b, openFake(b, "", 1))
+	tr, req := bench.NewTrace(1000), request("hi", 1000, true)
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := s.Prepare(req); err != nil {
+			b.Fatal(err)
+		}
+		tr.Reset()
+		if err := s.Generate(context.Background(), tr); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/1000, "ns/token")
+}

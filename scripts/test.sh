@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# test.sh: what `make test` and CI run. The engine must be built (make engine).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+NATIVEBENCH_ENGINE_DIR=$(scripts/build-engine.sh --print-dir)
+export NATIVEBENCH_ENGINE_DIR
+
+echo "== Go, with cgo, race detector"
+CGO_ENABLED=1 go test -race ./...
+echo "== Go, without cgo (client-only)"
+CGO_ENABLED=0 go build ./...
+CGO_ENABLED=0 go test ./...
+echo "== csrc: sampler, loop and ABI on the fake engine"
+"$NATIVEBENCH_ENGINE_DIR/nb-check" "$NATIVEBENCH_ENGINE_DIR/fake/libnb.so" fake:step_us=50 100 2000
