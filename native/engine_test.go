@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -67,7 +66,7 @@ func TestMain(m *testing.M) {
 func openTiny(t testing.TB, slots int) *Engine {
 	t.Helper()
 	e, err := Open(context.Background(), Config{
-		ModelPath: tiny(t), Model: "gpt2", Synthetic: true, Slots: slots, Context: 512, Threads: min(2, runtime.NumCPU()),
+		ModelPath: tiny(t), Model: "gpt2", Synthetic: true, Slots: slots, Context: 512, Threads: 1, // tests run side by side
 	}, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -221,7 +220,7 @@ func startLlamaServer(t *testing.T, model string) string {
 	l.Close()
 	_, port, _ := net.SplitHostPort(addr)
 	var log bytes.Buffer
-	cmd := exec.Command(filepath.Join(os.Getenv(EnvDir), "llama-server"), "-m", model, "--port", port, "-c", "512", "-np", "1", "-t", "2")
+	cmd := exec.Command(filepath.Join(os.Getenv(EnvDir), "llama-server"), "-m", model, "--port", port, "-c", "512", "-np", "1", "-t", "1")
 	cmd.Stdout, cmd.Stderr = &log, &log
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -6,6 +6,7 @@ package bench
 // stamped".
 type Trace struct {
 	Start     int64 `json:"start_ns"`                // t0: just before the first byte is written, or the engine is called
+	Connect   int64 `json:"connect_ns,omitempty"`    // how long opening this request's connection took, before Start; 0: one was open
 	Sent      int64 `json:"sent_ns,omitempty"`       // the request was handed over entirely
 	FirstByte int64 `json:"first_byte_ns,omitempty"` // first byte of the response (HTTP only)
 	FirstLine int64 `json:"first_line_ns,omitempty"` // first SSE line, content or not (HTTP streaming only)

@@ -1,0 +1,336 @@
+package httpbackends
+
+import (
+	"bytes"
+	"iter"
+	"strconv"
+	"unicode/utf16"
+	"unicode/utf8"
+	"unsafe"
+)
+
+// scanner walks one JSON text (RFC 8259) and hands out the values that are
+// asked for, without copying or allocating. It accepts exactly what
+// encoding/json accepts. Strings come out raw, that is still escaped.
+//
+// After the first fault bad is set and every method returns at once.
+type scanner struct {
+	b     []byte
+	i     int
+	bad   bool
+	depth int
+}
+
+// maxDepth bounds nesting, as encoding/json does with a larger number.
+const maxDepth = 1000
+
+func (s *scanner) fail() { s.bad, s.i = true, len(s.b) }
+
+// peek returns the first byte of the next value or punctuation; 0 at the end.
+func (s *scanner) peek() byte {
+	for s.i < len(s.b) {
+		switch c := s.b[s.i]; c {
+		case ' ', '\t', '\n', '\r':
+			s.i++
+		default:
+			return c
+		}
+	}
+	return 0
+}
+
+// end reports whether the whole text was one good value.
+func (s *scanner) end() bool { return s.peek() == 0 && s.i == len(s.b) && !s.bad }
+
+// members enters an object and yields its keys; the loop's body must consume
+// each value. Anything but an object is skipped and yields nothing.
+func (s *scanner) members() iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		if s.peek() != '{' {
+			s.skip()
+			return
+		}
+		s.i++
+		if s.depth++; s.depth > maxDepth {
+			s.fail()
+		}
+		for first := true; !s.bad; first = false {
+			c := s.peek()
+			if c == '}' {
+				break
+			}
+			if !first {
+				if c != ',' {
+					s.fail()
+					return
+				}
+				s.i++
+				s.peek()
+			}
+			key, ok := s.text()
+			if !ok || s.peek() != ':' {
+				s.fail()
+				return
+			}
+			s.i++
+			if bytes.IndexByte(key, '\\') >= 0 {
+				key = appendText(nil, key)
+			}
+			if !yield(key) {
+				return
+			}
+		}
+		s.leave()
+	}
+}
+
+// leave passes the bracket that closes an object or array.
+func (s *scanner) leave() {
+	if !s.bad {
+		s.i++
+		s.depth--
+	}
+}
+
+// elements enters an array and yields the index of each element; the loop's
+// body must consume the element. Anything but an array is skipped and yields
+// nothing.
+func (s *scanner) elements() iter.Seq[int] {
+	return func(yield func(int) bool) {
+		if s.peek() != '[' {
+			s.skip()
+			return
+		}
+		s.i++
+		if s.depth++; s.depth > maxDepth {
+			s.fail()
+		}
+		for n := 0; !s.bad; n++ {
+			c := s.peek()
+			if c == ']' {
+				break
+			}
+			if n > 0 {
+				if c != ',' {
+					s.fail()
+					return
+				}
+				s.i++
+			}
+			if !yield(n) {
+				return
+			}
+		}
+		s.leave()
+	}
+}
+
+// text consumes the next value and returns what is between the quotes of a
+// string; false if it is something else.
+func (s *scanner) text() (raw []byte, ok bool) {
+	if s.peek() != '"' {
+		s.skip()
+		return nil, false
+	}
+	s.i++
+	start := s.i
+	for s.i < len(s.b) {
+		switch c := s.b[s.i]; {
+		case c == '"':
+			s.i++
+			return s.b[start : s.i-1], true
+		case c < ' ':
+			s.fail()
+			return nil, false
+		case c == '\\':
+			n := escapeLen(s.b[s.i:])
+			if n == 0 {
+				s.fail()
+				return nil, false
+			}
+			s.i += n
+		default:
+			s.i++
+		}
+	}
+	s.fail()
+	return nil, false
+}
+
+// escapeLen returns the length of the escape at the start of b, 0 if it is no
+// good one.
+func escapeLen(b []byte) int {
+	if len(b) < 2 {
+		return 0
+	}
+	switch b[1] {
+	case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
+		return 2
+	case 'u':
+		if len(b) >= 6 {
+			if _, ok := hex(b[2:6]); ok {
+				return 6
+			}
+		}
+	}
+	return 0
+}
+
+// number consumes the next value and returns it if it is a number.
+func (s *scanner) number() (x float64, ok bool) {
+	c := s.peek()
+	if c != '-' && (c < '0' || c > '9') {
+		s.skip()
+		return 0, false
+	}
+	start := s.i
+	digits := func() bool {
+		from := s.i
+		for s.i < len(s.b) && '0' <= s.b[s.i] && s.b[s.i] <= '9' {
+			s.i++
+		}
+		return s.i > from
+	}
+	at := func(c byte) bool { return s.i < len(s.b) && s.b[s.i] == c }
+	if at('-') {
+		s.i++
+	}
+	good := true
+	if at('0') {
+		s.i++
+	} else {
+		good = digits()
+	}
+	if good && at('.') {
+		s.i++
+		good = digits()
+	}
+	if good && (at('e') || at('E')) {
+		s.i++
+		if at('+') || at('-') {
+			s.i++
+		}
+		good = digits()
+	}
+	if !good {
+		s.fail()
+		return 0, false
+	}
+	x, err := strconv.ParseFloat(unsafe.String(&s.b[start], s.i-start), 64)
+	return x, err == nil
+}
+
+// count consumes the next value and returns it if it is a number of things.
+func (s *scanner) count() (n int, ok bool) {
+	x, ok := s.number()
+	if !ok || x < 0 || x > 1<<31-1 || x != float64(int(x)) {
+		return 0, false
+	}
+	return int(x), true
+}
+
+// raw consumes the next value and returns its text; nil for null.
+func (s *scanner) raw() []byte {
+	s.peek()
+	start := s.i
+	s.skip()
+	if s.bad || string(s.b[start:s.i]) == "null" {
+		return nil
+	}
+	return s.b[start:s.i]
+}
+
+// skip consumes the next value, whatever it is.
+func (s *scanner) skip() {
+	switch c := s.peek(); {
+	case s.bad:
+	case c == '{':
+		for range s.members() {
+			s.skip()
+		}
+	case c == '[':
+		for range s.elements() {
+			s.skip()
+		}
+	case c == '"':
+		s.text()
+	case c == '-' || '0' <= c && c <= '9':
+		s.number()
+	case c == 't':
+		s.word("true")
+	case c == 'f':
+		s.word("false")
+	case c == 'n':
+		s.word("null")
+	default:
+		s.fail()
+	}
+}
+
+func (s *scanner) word(w string) {
+	if len(s.b)-s.i < len(w) || string(s.b[s.i:s.i+len(w)]) != w {
+		s.fail()
+		return
+	}
+	s.i += len(w)
+}
+
+// appendText appends a raw JSON string's meaning to dst, as encoding/json
+// understands it: what is no UTF-8 and lone surrogates become U+FFFD.
+func appendText(dst, raw []byte) []byte {
+	for i := 0; i < len(raw); {
+		c := raw[i]
+		if c != '\\' {
+			if c < utf8.RuneSelf {
+				dst = append(dst, c)
+				i++
+				continue
+			}
+			r, n := utf8.DecodeRune(raw[i:])
+			dst = utf8.AppendRune(dst, r)
+			i += n
+			continue
+		}
+		n := escapeLen(raw[i:])
+		if n == 0 {
+			return dst // no raw string of a scanner
+		}
+		switch c := raw[i+1]; c {
+		case 'b':
+			dst = append(dst, '\b')
+		case 'f':
+			dst = append(dst, '\f')
+		case 'n':
+			dst = append(dst, '\n')
+		case 'r':
+			dst = append(dst, '\r')
+		case 't':
+			dst = append(dst, '\t')
+		case 'u':
+			r := unit(raw[i:])
+			if utf16.IsSurrogate(r) {
+				pair := utf16.DecodeRune(r, unit(raw[i+n:]))
+				if r = pair; pair != utf8.RuneError {
+					n += 6
+				}
+			}
+			dst = utf8.AppendRune(dst, r)
+		default:
+			dst = append(dst, c)
+		}
+		i += n
+	}
+	return dst
+}
+
+// unit reads the \uXXXX at the start of b; -1 if there is none.
+func unit(b []byte) rune {
+	if len(b) < 6 || b[0] != '\\' || b[1] != 'u' {
+		return -1
+	}
+	n, ok := hex(b[2:6])
+	if !ok {
+		return -1
+	}
+	return rune(n)
+}

@@ -1,0 +1,189 @@
+package httpbackends
+
+import (
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/nativebench/nativebench/internal/bench"
+)
+
+// llamaServer is the row of llama.cpp's own server.
+// https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
+func llamaServer() Server {
+	return Server{
+		Name:    "llama-server",
+		Engine:  "llama.cpp",
+		Dialect: OpenAICompletions{},
+		Route:   "/v1/completions",
+		Health:  "/health",
+		Tokens:  true,
+		Fields:  llamaFields,
+		Substitutions: []string{
+			"llama-server applies top-p before temperature by default, after top-k 40 and with min-p 0.05: sent samplers [temperature, top_p], so that temperature comes first and nothing else filters",
+			"temperature 0: sent as 0, which the server takes as greedy, with top_p 1 (no effect on the one token left)",
+		},
+		Notes: []string{
+			"each event carries the server's running token count (timings_per_token), so an event that brings several tokens, after held-back UTF-8, is counted right",
+			"the server closes the connection after every stream, so each streaming request goes over a fresh one: it is opened off the clock, but the server's accepting it may fall into the request's time",
+		},
+		ClosesAfterStream: true, // cpp-httplib takes the end of the content provider for a cancellation
+		Identify:          llamaIdentify,
+		Program:           "llama-server",
+		Argv:              llamaArgv,
+		Environ:           llamaEnviron,
+	}
+}
+
+func llamaFields(body map[string]any, req *bench.Request, cfg *Config) error {
+	sp := req.Sampling
+	body["samplers"] = []string{"temperature", "top_p"}
+	if sp.Temperature == 0 {
+		body["top_p"] = 1.0
+	}
+	body["ignore_eos"] = sp.IgnoreEOS
+	body["cache_prompt"] = cfg.PrefixCache
+	body["timings_per_token"] = req.Stream
+	// With the one sampler list above these do nothing; they are sent against
+	// a server started with other defaults.
+	body["mirostat"] = 0
+	body["dynatemp_range"] = 0.0
+	body["min_keep"] = 0
+	if cfg.TokenIDs {
+		if req.Stream {
+			return bench.Fail(bench.Refused, "llama-server: token ids are complete in sync answers only, because a stream leaves out those of held-back tokens: ask for them in sync mode")
+		}
+		body["return_tokens"] = true
+		body["verbose"] = true // puts them under "__verbose"
+	}
+	return nil
+}
+
+// llamaIdentify reads /props and /v1/models.
+func llamaIdentify(info *bench.Info, get func(path string, into any) error) error {
+	var props struct {
+		Settings struct {
+			Context int `json:"n_ctx"`
+		} `json:"default_generation_settings"`
+		Slots int    `json:"total_slots"`
+		Alias string `json:"model_alias"`
+		Ftype string `json:"model_ftype"`
+		Path  string `json:"model_path"`
+		Build string `json:"build_info"`
+	}
+	if err := get("/props", &props); err != nil {
+		return err
+	}
+	info.Context, info.Slots = props.Settings.Context, props.Slots
+	info.Model, info.DType = props.Alias, props.Ftype
+	info.Version, info.Build = props.Build, props.Build
+	if info.Weights == "" {
+		info.Weights = props.Path
+	}
+	var models struct {
+		Data []struct {
+			ID   string `json:"id"`
+			Meta struct {
+				Params int64 `json:"n_params"`
+			} `json:"meta"`
+		} `json:"data"`
+	}
+	if err := get("/v1/models", &models); err != nil {
+		return err
+	}
+	if len(models.Data) > 0 {
+		info.Params = models.Data[0].Meta.Params
+		if info.Model == "" {
+			info.Model = models.Data[0].ID
+		}
+	}
+	return nil
+}
+
+func llamaArgv(s Start) ([]string, error) {
+	switch {
+	case s.Bin == "":
+		return nil, fmt.Errorf("cannot start llama-server: no path of its program was given")
+	case s.Model == "":
+		return nil, fmt.Errorf("cannot start llama-server: no path of a model (GGUF) was given")
+	case s.Slots < 1:
+		return nil, fmt.Errorf("cannot start llama-server with %d slots: at least 1 is needed", s.Slots)
+	case s.Context < 1:
+		return nil, fmt.Errorf("cannot start llama-server with a context of %d tokens per slot: at least 1 is needed", s.Context)
+	case s.Port < 1 || s.Port > 65535:
+		return nil, fmt.Errorf("cannot start llama-server on port %d: choose 1 to 65535", s.Port)
+	}
+	host := s.Host
+	if host == "" {
+		host = "127.0.0.1"
+	}
+	num := strconv.Itoa
+	argv := []string{
+		s.Bin,
+		"--host", host, "--port", num(s.Port),
+		"--model", s.Model,
+		"--parallel", num(s.Slots),
+		// The flag is the sum over slots; without a unified cache each slot has
+		// its equal, own share, as in process.
+		"--ctx-size", num(s.Context * s.Slots), "--no-kv-unified",
+		"--fit", "off", // settings are what is asked, or an error
+		"--no-ui", "--metrics", "--offline",
+		"--sse-ping-interval", "-1",
+		"--slot-prompt-similarity", "0", // any free slot
+	}
+	if s.Name != "" {
+		argv = append(argv, "--alias", s.Name)
+	}
+	if s.Threads > 0 {
+		argv = append(argv, "--threads", num(s.Threads))
+	}
+	if s.BatchThreads > 0 {
+		argv = append(argv, "--threads-batch", num(s.BatchThreads))
+	}
+	// The server computes at most one logical batch of prompt tokens between
+	// two decode steps: its batch is our prefill chunk.
+	batch := s.Batch
+	if s.PrefillChunk > 0 && (batch == 0 || s.PrefillChunk < batch) {
+		batch = s.PrefillChunk
+	}
+	if batch > 0 {
+		argv = append(argv, "--batch-size", num(batch))
+	}
+	if s.UBatch > 0 {
+		argv = append(argv, "--ubatch-size", num(s.UBatch))
+	}
+	layers := "all"
+	if s.GPULayers >= 0 {
+		layers = num(s.GPULayers)
+	}
+	argv = append(argv, "--gpu-layers", layers)
+	if s.FlashAttn != "" {
+		argv = append(argv, "--flash-attn", s.FlashAttn)
+	}
+	if s.CacheType != "" {
+		argv = append(argv, "--cache-type-k", s.CacheType, "--cache-type-v", s.CacheType)
+	}
+	if !s.PrefixCache {
+		argv = append(argv, "--no-cache-prompt", "--cache-ram", "0", "--no-cache-idle-slots", "--ctx-checkpoints", "0")
+	}
+	return argv, nil
+}
+
+// llamaEnviron drops the variables by which llama-server's flags can be set
+// behind our back, and lets it find the libraries beside it.
+func llamaEnviron(s Start, env []string) []string {
+	dir := filepath.Dir(s.Bin)
+	path := "LD_LIBRARY_PATH=" + dir
+	out := slices.DeleteFunc(slices.Clone(env), func(kv string) bool {
+		if v, ok := strings.CutPrefix(kv, "LD_LIBRARY_PATH="); ok {
+			if v != "" {
+				path += string(filepath.ListSeparator) + v
+			}
+			return true
+		}
+		return strings.HasPrefix(kv, "LLAMA_ARG_") || strings.HasPrefix(kv, "LLAMA_API_KEY=")
+	})
+	return append(out, path)
+}

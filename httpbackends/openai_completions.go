@@ -1,0 +1,222 @@
+package httpbackends
+
+import (
+	"github.com/nativebench/nativebench/internal/bench"
+)
+
+// OpenAICompletions is the raw-completion protocol that OpenAI published first
+// and most servers speak: POST /v1/completions, data-only server-sent events,
+// "[DONE]" at the end. https://platform.openai.com/docs/api-reference/completions
+//
+// Beyond it, these extensions are read where a server sends them: token_ids in
+// a choice and usage on every event (vLLM), timings and __verbose.tokens
+// (llama-server).
+type OpenAICompletions struct{}
+
+var _ Dialect = OpenAICompletions{}
+
+// Name says "OpenAI completions".
+func (OpenAICompletions) Name() string { return "OpenAI completions" }
+
+func (OpenAICompletions) body(model string, req *bench.Request) map[string]any {
+	body := map[string]any{
+		"prompt":      req.Prompt,
+		"max_tokens":  req.Sampling.MaxTokens,
+		"temperature": req.Sampling.Temperature,
+		"top_p":       req.Sampling.TopP,
+		"seed":        req.Sampling.Seed,
+		"stream":      req.Stream,
+	}
+	if model != "" {
+		body["model"] = model
+	}
+	if req.Stream {
+		body["stream_options"] = map[string]any{"include_usage": true}
+	}
+	return body
+}
+
+func (OpenAICompletions) event(a *answer, data []byte) error {
+	if string(data) == "[DONE]" {
+		a.done = true
+		return nil
+	}
+	return completionsChunk(a, data)
+}
+
+func (OpenAICompletions) whole(a *answer, body []byte) error {
+	if err := completionsChunk(a, body); err != nil {
+		return err
+	}
+	a.done = true
+	return nil
+}
+
+// completionsChunk reads one event of a stream, or a whole answer: they differ
+// in "object" only. Only the first choice is looked at, because one is asked
+// for.
+func completionsChunk(a *answer, data []byte) error {
+	var (
+		s                           = scanner{b: data}
+		text, ids, failure, verbose []byte
+		reason                      []byte
+		finished                    bool
+		u                           usage
+		t                           = timings{predicted: -1, prompt: -1}
+	)
+	u.output = -1
+	if s.peek() != '{' {
+		return notJSON(a, data)
+	}
+	for key := range s.members() {
+		switch string(key) {
+		case "choices":
+			text, ids, reason, finished = nil, nil, nil, false
+			for n := range s.elements() {
+				if n > 0 {
+					s.skip()
+					continue
+				}
+				for key := range s.members() {
+					switch string(key) {
+					case "text":
+						text, _ = s.text()
+					case "token_ids":
+						ids = s.raw()
+					case "finish_reason":
+						reason, finished = s.text()
+						finished = finished && len(reason) > 0 // TGI: "" until the end
+					default:
+						s.skip()
+					}
+				}
+			}
+		case "error":
+			failure = s.raw()
+		case "usage":
+			u = scanUsage(&s)
+		case "timings":
+			t = scanTimings(&s)
+		case "__verbose":
+			for key := range s.members() {
+				if string(key) == "tokens" {
+					verbose = s.raw()
+				} else {
+					s.skip()
+				}
+			}
+		default:
+			s.skip()
+		}
+	}
+	if failure != nil {
+		return a.serverError(data, 0) // the whole event: kinds and codes may lie beside
+	}
+	if !s.end() {
+		return notJSON(a, data)
+	}
+	if verbose != nil && !a.stream {
+		ids = verbose
+	}
+	had := len(a.tr.Tokens)
+	a.tr.Tokens = ints(a.tr.Tokens, ids)
+	a.ids = len(a.tr.Tokens)
+	if u.output >= 0 {
+		a.usage = u.output
+		a.tr.PromptTokens = u.prompt
+		a.tr.Server.CachedTokens = max(a.tr.Server.CachedTokens, u.cached)
+		// With content it is a running count; but on the last event it may
+		// be the total, which says nothing of the events before.
+		if len(text) > 0 && (a.told > 0 || !finished) {
+			a.told = u.output
+		}
+	}
+	if t.predicted >= 0 {
+		a.told = t.predicted
+		a.tr.Server = bench.Server{
+			PromptTokens: t.prompt, OutputTokens: t.predicted, CachedTokens: t.cached,
+			Prefill: t.prefill, Decode: t.decode,
+		}
+	}
+	if len(text) > 0 || a.ids > had {
+		a.content(text)
+	}
+	if finished {
+		a.finish(reason)
+	}
+	return nil
+}
+
+// notJSON reports an event that cannot be read; some servers (transformers
+// serve) write their errors without escaping them.
+func notJSON(a *answer, data []byte) error {
+	if len(data) > 9 && string(data[:9]) == `{"error":` {
+		return a.serverError(data[9:], 0)
+	}
+	return malformed(a.server.Name, "an event that is no JSON object: %s", quote(data))
+}
+
+type usage struct{ prompt, output, cached int }
+
+func scanUsage(s *scanner) usage {
+	u := usage{output: -1}
+	for key := range s.members() {
+		switch string(key) {
+		case "prompt_tokens":
+			u.prompt, _ = s.count()
+		case "completion_tokens":
+			u.output = -1
+			if n, ok := s.count(); ok {
+				u.output = n
+			}
+		case "prompt_tokens_details":
+			for key := range s.members() {
+				if string(key) == "cached_tokens" {
+					u.cached, _ = s.count()
+				} else {
+					s.skip()
+				}
+			}
+		default:
+			s.skip()
+		}
+	}
+	return u
+}
+
+// timings is llama-server's account of a request, in tokens and ns.
+type timings struct {
+	cached, prompt, predicted int
+	prefill, decode           int64
+}
+
+func scanTimings(s *scanner) timings {
+	t := timings{predicted: -1}
+	for key := range s.members() {
+		switch string(key) {
+		case "cache_n":
+			t.cached, _ = s.count()
+		case "prompt_n":
+			t.prompt, _ = s.count()
+		case "prompt_ms":
+			t.prefill = millis(s)
+		case "predicted_n":
+			if n, ok := s.count(); ok {
+				t.predicted = n
+			}
+		case "predicted_ms":
+			t.decode = millis(s)
+		default:
+			s.skip()
+		}
+	}
+	return t
+}
+
+func millis(s *scanner) int64 {
+	ms, ok := s.number()
+	if !ok || ms < 0 || ms > 1e12 {
+		return 0
+	}
+	return int64(ms * 1e6)
+}

@@ -1,0 +1,420 @@
+package httpbackends
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"os"
+	"strconv"
+	"time"
+	"unicode/utf8"
+
+	"github.com/nativebench/nativebench/internal/bench"
+)
+
+const (
+	readBuffer = 32 << 10 // bytes per read at most, and longest header line
+	maxLine    = 4 << 20  // longest line or event of a stream
+	maxError   = 64 << 10 // of a failed response's body is read
+
+	// idleLimit is how long a connection may have rested and still be used:
+	// servers close those that rest longer (uvicorn and llama-server after
+	// 5 s), and a request sent into that moment would be lost.
+	idleLimit = int64(time.Second)
+	// lingerLimit is how long, off the clock, the end of a response is awaited
+	// after the end of the answer, so that the connection can be used again.
+	lingerLimit = time.Second
+)
+
+// session is one client's seat: one connection, used for one request at a time.
+type session struct {
+	b      *backend
+	conn   *wire // nil: none open
+	used   int64 // when conn was opened or last used
+	unused bool  // conn has carried no request yet
+	http   *http1
+	events *events
+	answer answer
+	req    *bench.Request // prepared, nil otherwise
+	out    bytes.Buffer   // the prepared request, head and body
+	sync   []byte         // the body of a sync answer
+	most   int64          // longest response that is read, in bytes
+	closed bool
+}
+
+var _ bench.Session = (*session)(nil)
+
+func newSession(b *backend, limits bench.Limits) *session {
+	s := &session{b: b, events: newEvents(maxLine), sync: make([]byte, 0, 16<<10)}
+	// An event of one token is some hundred bytes; a server that sends a
+	// hundred times as much is not answering the question.
+	s.most = 8<<20 + int64(limits.OutputTokens)*64<<10
+	s.out.Grow(1024 + 2*limits.PromptBytes)
+	return s
+}
+
+// Prepare writes the request into the session's buffer, and opens a connection
+// if the one there is has had its time.
+func (s *session) Prepare(req *bench.Request) error {
+	s.req = nil
+	if s.closed {
+		return bench.Fail(bench.Internal, "%s: Prepare on a closed session", s.name())
+	}
+	if err := s.check(req); err != nil {
+		return err
+	}
+	body := s.b.cfg.Server.Dialect.body(s.b.cfg.Model, req)
+	if fields := s.b.cfg.Server.Fields; fields != nil {
+		if err := fields(body, req, &s.b.cfg); err != nil {
+			return err
+		}
+	}
+	var encoded bytes.Buffer
+	enc := json.NewEncoder(&encoded)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(body); err != nil {
+		return bench.Fail(bench.Internal, "cannot write the request for %s: %w", s.name(), err)
+	}
+	accept := "application/json"
+	if req.Stream {
+		accept = "text/event-stream"
+	}
+	s.out.Reset()
+	fmt.Fprintf(&s.out, "POST %s%s HTTP/1.1\r\nHost: %s\r\nUser-Agent: nativebench\r\nAccept: %s\r\nAccept-Encoding: identity\r\nContent-Type: application/json\r\nContent-Length: %d\r\n",
+		s.b.path, s.b.cfg.Server.Route, s.b.host, accept, encoded.Len())
+	if s.b.cfg.APIKey != "" {
+		fmt.Fprintf(&s.out, "Authorization: Bearer %s\r\n", s.b.cfg.APIKey)
+	}
+	s.out.WriteString("\r\n")
+	s.out.Write(encoded.Bytes())
+
+	ctx, cancel := context.WithTimeout(context.Background(), s.b.cfg.ConnectTimeout)
+	defer cancel()
+	if err := s.connect(ctx); err != nil {
+		return err
+	}
+	s.req = req
+	return nil
+}
+
+// check refuses what no server could answer.
+func (s *session) check(req *bench.Request) error {
+	sp := req.Sampling
+	switch {
+	case req.Prompt == "":
+		return bench.Fail(bench.Refused, "%s was asked with an empty prompt: give a text", s.name())
+	case !utf8.ValidString(req.Prompt):
+		return bench.Fail(bench.Refused, "%s was asked with a prompt that is not UTF-8: JSON cannot carry it", s.name())
+	case sp.MaxTokens < 1:
+		return bench.Fail(bench.Refused, "%s was asked for %d tokens: ask for at least 1", s.name(), sp.MaxTokens)
+	case !(sp.Temperature >= 0) || math.IsInf(sp.Temperature, 0):
+		return bench.Fail(bench.Refused, "%s was asked with temperature %v: give 0 (greedy) or more", s.name(), sp.Temperature)
+	case !(sp.TopP > 0 && sp.TopP <= 1):
+		return bench.Fail(bench.Refused, "%s was asked with top_p %v: give a number over 0 and at most 1", s.name(), sp.TopP)
+	case sp.Seed > math.MaxInt32:
+		return bench.Fail(bench.Refused, "%s was asked with seed %d: give at most %d", s.name(), sp.Seed, math.MaxInt32)
+	}
+	return nil
+}
+
+func (s *session) name() string { return s.b.cfg.Server.Name }
+
+// connect makes sure that there is a connection fit for a request.
+func (s *session) connect(ctx context.Context) error {
+	if s.conn != nil {
+		if bench.Now()-s.used < idleLimit && s.http.buffered() == 0 && s.conn.fresh() {
+			return nil
+		}
+		s.drop()
+	}
+	conn, err := s.b.dial(ctx)
+	if err != nil {
+		return err
+	}
+	s.conn, s.used, s.unused = conn, bench.Now(), true
+	if s.http == nil {
+		s.http = newHTTP1(conn, readBuffer)
+	} else {
+		s.http.r, s.http.i, s.http.j = conn, 0, 0
+	}
+	return nil
+}
+
+// drop closes the connection.
+func (s *session) drop() {
+	if s.conn != nil {
+		s.conn.Close()
+		s.conn = nil
+	}
+}
+
+// Generate sends the prepared request and reads the answer to its end.
+func (s *session) Generate(ctx context.Context, tr *bench.Trace) error {
+	req := s.req
+	s.req = nil
+	if req == nil {
+		return bench.Fail(bench.Internal, "%s: Generate without a prepared request", s.name())
+	}
+	if err := ctx.Err(); err != nil {
+		return stopped(ctx, "%s was not asked", s.name())
+	}
+	// Prepare may be a while ago. This is before the clock starts.
+	if err := s.connect(ctx); err != nil {
+		return err
+	}
+	s.answer.reset(tr, &s.b.cfg.Server, req, &s.b.cfg)
+	conn := s.conn
+	if s.unused {
+		tr.Connect, s.unused = conn.opened, false
+	}
+	conn.tcp.begin()
+	stop := context.AfterFunc(ctx, func() {
+		// Ends a read or write under way at once.
+		_ = conn.SetDeadline(time.Unix(1, 0))
+	})
+	err := s.exchange(tr)
+	tr.Unstamped = conn.tcp.unstamped
+	if err == nil {
+		err = s.answer.close()
+	}
+	if err != nil {
+		s.drop()
+		if tr.Start != 0 && tr.End == 0 {
+			tr.End = max(bench.Now(), tr.LastToken())
+		}
+		stop()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return s.interrupted(ctx, tr) // nobody else sets a deadline
+		}
+		return s.failure(err)
+	}
+	s.finish(stop)
+	return nil
+}
+
+// interrupted is the failure of a request whose context ended.
+func (s *session) interrupted(ctx context.Context, tr *bench.Trace) error {
+	switch {
+	case tr.FirstByte == 0:
+		return stopped(ctx, "%s had not answered yet", s.name())
+	case tr.Events == 0:
+		return stopped(ctx, "%s had sent no content yet", s.name())
+	default:
+		return stopped(ctx, "%s had sent %d events with content", s.name(), tr.Events)
+	}
+}
+
+// failure gives an error of the connection its class.
+func (s *session) failure(err error) error {
+	var f *bench.Failure
+	if errors.As(err, &f) {
+		f.Message = s.b.hide(f.Message)
+		return f
+	}
+	switch {
+	case errors.Is(err, errProtocol):
+		return bench.Fail(bench.Malformed, "%s: %w", s.name(), err)
+	default:
+		return bench.Fail(bench.Reset, "%s: %w", s.name(), err)
+	}
+}
+
+// finish readies the connection for the next request, or closes it.
+func (s *session) finish(stop func() bool) {
+	s.used = bench.Now()
+	reusable := s.http.keepAlive && !(s.answer.stream && s.b.cfg.Server.ClosesAfterStream)
+	if reusable && !s.http.over {
+		// The answer is over; the response's end mark may be still under way.
+		_ = s.conn.SetReadDeadline(time.Now().Add(lingerLimit))
+		for err := error(nil); err == nil; {
+			if _, err = s.http.body(); err != nil && err != io.EOF {
+				reusable = false
+			}
+			if s.http.bytes > s.most {
+				err, reusable = errProtocol, false
+			}
+		}
+		_ = s.conn.SetReadDeadline(time.Time{})
+	}
+	// If the context ended meanwhile, the connection has a deadline.
+	if !stop() || !reusable {
+		s.drop()
+	}
+}
+
+// exchange is the timed path.
+func (s *session) exchange(tr *bench.Trace) error {
+	tr.Start = bench.Now()
+	if _, err := s.conn.Write(s.out.Bytes()); err != nil {
+		return err
+	}
+	tr.Sent = bench.Now()
+	if err := s.http.head(); err != nil {
+		return err
+	}
+	tr.FirstByte = s.conn.tcp.first
+	if s.http.status != http.StatusOK {
+		return s.refused()
+	}
+	if e := s.http.header.contentEncoding; e != "" && e != "identity" {
+		return malformed(s.name(), "an answer in content-encoding %s, which was not asked for", quote([]byte(e)))
+	}
+	if s.answer.stream {
+		return s.readStream(tr)
+	}
+	return s.readWhole(tr)
+}
+
+func (s *session) readStream(tr *bench.Trace) error {
+	if !hasType(s.http.header.contentType, "text/event-stream") {
+		return s.wrongType("a stream")
+	}
+	s.events.reset()
+	dialect := s.b.cfg.Server.Dialect
+	for {
+		piece, err := s.http.body()
+		s.answer.at = s.conn.tcp.last
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if s.http.bytes > s.most {
+			return s.tooLong()
+		}
+		s.events.feed(piece)
+		for {
+			data, ok, err := s.events.next()
+			if tr.FirstLine == 0 && s.events.lines > 0 {
+				tr.FirstLine = s.answer.at
+			}
+			if err != nil {
+				return malformed(s.name(), "%v", err)
+			}
+			if !ok {
+				break
+			}
+			if err := dialect.event(&s.answer, data); err != nil {
+				return err
+			}
+			if s.answer.done {
+				tr.End = s.answer.at
+				return nil
+			}
+		}
+	}
+	// The stream ended without its end mark. What is left may be an event cut
+	// short of its empty line.
+	data, ok, err := s.events.end()
+	if err != nil {
+		return malformed(s.name(), "%v", err)
+	}
+	if ok {
+		if err := dialect.event(&s.answer, data); err != nil {
+			return err
+		}
+	}
+	tr.End = s.answer.at
+	if !s.answer.done && !(s.b.cfg.Server.EndsAfterFinish && s.answer.finished) {
+		if tr.Events == 0 {
+			return bench.Fail(bench.Empty, "%s ended the stream without any content", s.name())
+		}
+		return bench.Fail(bench.Truncated, "%s ended the stream after %d events with content, without its end mark: the answer is not whole", s.name(), tr.Events)
+	}
+	s.answer.done = true
+	return nil
+}
+
+func (s *session) readWhole(tr *bench.Trace) error {
+	if !hasType(s.http.header.contentType, "application/json") {
+		return s.wrongType("JSON")
+	}
+	if err := s.readBody(s.most); err != nil {
+		return err
+	}
+	tr.End = s.conn.tcp.last
+	s.answer.at = tr.End
+	if len(s.sync) == 0 {
+		return bench.Fail(bench.Empty, "%s answers 200 with an empty body", s.name())
+	}
+	return s.b.cfg.Server.Dialect.whole(&s.answer, s.sync)
+}
+
+// readBody reads the rest of the response into s.sync.
+func (s *session) readBody(most int64) error {
+	s.sync = s.sync[:0]
+	for {
+		piece, err := s.http.body()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if int64(len(s.sync)+len(piece)) > most {
+			return s.tooLong()
+		}
+		s.sync = append(s.sync, piece...)
+	}
+}
+
+func (s *session) tooLong() error {
+	return malformed(s.name(), "an answer of over %d bytes, more than any answer to this request can have", s.most)
+}
+
+// wrongType reports a 200 that is not what was asked for: an error in disguise
+// is told apart from a foreign body.
+func (s *session) wrongType(want string) error {
+	if err := s.readBody(maxError); err != nil {
+		return err
+	}
+	scan := scanner{b: s.sync}
+	if scan.peek() == '{' {
+		for key := range scan.members() {
+			if string(key) == "error" && scan.raw() != nil {
+				return s.answer.serverError(s.sync, 0)
+			} else if string(key) != "error" {
+				scan.skip()
+			}
+		}
+	}
+	return malformed(s.name(), "content-type %s where %s was asked for: %s", quote([]byte(s.http.header.contentType)), want, quote(s.sync))
+}
+
+// refused makes the failure for a response that is not 200.
+func (s *session) refused() error {
+	// What can be read of the reason is welcome; the status stands anyway.
+	if err := s.readBody(maxError); err != nil && len(s.sync) == 0 {
+		s.sync = append(s.sync[:0], s.http.reason...)
+	}
+	code, header := s.http.status, s.http.header
+	if code >= 300 && code < 400 {
+		return bench.Fail(bench.Refused, "%s redirects (%d) to another place: give that one as the endpoint", s.name(), code)
+	}
+	if code < 300 {
+		return malformed(s.name(), "status %d where 200 was expected", code)
+	}
+	err := s.answer.serverError(s.sync, code)
+	var f *bench.Failure
+	if errors.As(err, &f) {
+		f.Message += " (status " + strconv.Itoa(code)
+		if header.retryAfter != "" {
+			f.Message += ", retry after " + oneLine(header.retryAfter)
+		}
+		f.Message += ")"
+	}
+	return err
+}
+
+// Close closes the connection.
+func (s *session) Close() error {
+	s.closed, s.req = true, nil
+	s.drop()
+	return nil
+}

@@ -1,0 +1,368 @@
+// Package launch starts a server, waits until it is ready, knows its processes
+// and makes sure that none is left: not after Stop, and not when this process
+// is killed.
+package launch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Spec says what to start.
+type Spec struct {
+	Name string // for messages
+	// Argv returns the command line for a port; the first element is the
+	// program's path.
+	Argv func(port int) ([]string, error)
+	Env  []string // the whole environment; nil: that of this process
+	Dir  string   // working directory; empty: that of this process
+
+	LogPath      string        // receives stdout and stderr, appended
+	Host         string        // where it will listen; empty: 127.0.0.1
+	Port         int           // 0: a free one
+	Health       string        // URL path that answers 200 once it is ready
+	ReadyTimeout time.Duration // 0: 5 minutes
+	Grace        time.Duration // between asking and killing in Stop; 0: 5 seconds
+}
+
+// Server is a server that was started and found ready. Its methods may be
+// called from several goroutines.
+type Server struct {
+	spec  Spec
+	port  int
+	cmd   *exec.Cmd
+	done  chan struct{} // closed once the process is waited for
+	exit  string        // how it ended; read after done
+	ready time.Duration
+	guard io.WriteCloser // stdin of the guard, nil if there is none
+	stop  sync.Mutex
+	gone  bool // Stop has done its work
+}
+
+// portTaken says that another program has the port.
+type portTaken struct{ port int }
+
+func (e *portTaken) Error() string { return fmt.Sprintf("port %d is taken", e.port) }
+
+// logLines is how many of the log's last lines an error quotes.
+const logLines = 12
+
+// Start starts the server and returns when its health path answers 200. On any
+// error nothing is left running; the error quotes the end of the log. The
+// server must be stopped with Stop, even if it has ended by itself.
+//
+// When this process dies, however it dies, the server and its process group
+// are killed; only a descendant that made a session of its own escapes.
+func Start(ctx context.Context, spec Spec) (*Server, error) {
+	if spec.Host == "" {
+		spec.Host = "127.0.0.1"
+	}
+	if spec.ReadyTimeout == 0 {
+		spec.ReadyTimeout = 5 * time.Minute
+	}
+	if spec.Grace == 0 {
+		spec.Grace = 5 * time.Second
+	}
+	if spec.Port != 0 {
+		if err := portFree(spec.Host, spec.Port); err != nil {
+			return nil, fmt.Errorf("cannot start %s on port %d of %s: another program listens there (%w): stop it or choose another port", spec.Name, spec.Port, spec.Host, err)
+		}
+		return start(ctx, spec, spec.Port)
+	}
+	// Between choosing a free port and the server's taking it, somebody else
+	// may take it.
+	const tries = 4
+	for i := 1; ; i++ {
+		port, err := freePort(spec.Host)
+		if err != nil {
+			return nil, fmt.Errorf("cannot start %s: no free port on %s: %w", spec.Name, spec.Host, err)
+		}
+		s, err := start(ctx, spec, port)
+		if taken := new(portTaken); err == nil || i == tries || !errors.As(err, &taken) {
+			return s, err
+		}
+	}
+}
+
+// start starts the server on that port and waits until it is ready.
+func start(ctx context.Context, spec Spec, port int) (*Server, error) {
+	argv, err := spec.Argv(port)
+	if err != nil {
+		return nil, err
+	}
+	if len(argv) == 0 {
+		return nil, fmt.Errorf("cannot start %s: its command line is empty", spec.Name)
+	}
+	log, err := os.OpenFile(spec.LogPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("cannot write the log of %s: %w", spec.Name, err)
+	}
+	defer log.Close()
+
+	s := &Server{spec: spec, port: port, done: make(chan struct{})}
+	s.cmd = exec.Command(argv[0], argv[1:]...)
+	s.cmd.Env, s.cmd.Dir = spec.Env, spec.Dir
+	// A file, not a pipe through us: the server can write while we are busy,
+	// and its last words stay when we are gone.
+	s.cmd.Stdout, s.cmd.Stderr = log, log
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{
+		Setpgid:   true,            // Ctrl-C at our terminal is ours to handle
+		Pdeathsig: syscall.SIGKILL, // see run
+	}
+	began := time.Now()
+	started := make(chan error)
+	go s.run(started)
+	if err := <-started; err != nil {
+		return nil, fmt.Errorf("cannot start %s: %w", spec.Name, err)
+	}
+	s.guard = startGuard(s.cmd.Process.Pid)
+	if err := s.await(ctx); err != nil {
+		// The log is read before Stop adds the server's farewell to it.
+		last := s.LastLog(logLines)
+		if stopErr := s.Stop(context.WithoutCancel(ctx)); stopErr != nil {
+			err = errors.Join(err, stopErr)
+		}
+		return nil, withLog(err, last, spec.LogPath)
+	}
+	s.ready = time.Since(began)
+	return s, nil
+}
+
+// run starts the process and waits for its end, all on one OS thread: the
+// signal that Linux sends to a child whose parent dies follows the thread that
+// made the child (prctl(2), PR_SET_PDEATHSIG; golang.org/issue/27505), so that
+// thread has to live as long as the server.
+func (s *Server) run(started chan<- error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	err := s.cmd.Start()
+	started <- err
+	if err != nil {
+		return
+	}
+	// The error repeats what ProcessState says; with a file as output there is
+	// no other.
+	_ = s.cmd.Wait()
+	s.exit = s.cmd.ProcessState.String()
+	close(s.done)
+}
+
+// startGuard starts a shell that outlives us just long enough to kill the
+// server's process group: the parent-death signal reaches the server alone,
+// not the workers that it started. The guard waits for a line on its stdin; a
+// line means that all is over, end-of-file that we are dead. Without a shell
+// there is no guard.
+func startGuard(group int) io.WriteCloser {
+	const script = `read -r over && exit 0; kill -s KILL -- "-$1" 2>/dev/null`
+	cmd := exec.Command("/bin/sh", "-c", script, "nativebench-guard", strconv.Itoa(group))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // out of reach of Ctrl-C
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return nil
+	}
+	if err := cmd.Start(); err != nil {
+		stdin.Close()
+		return nil
+	}
+	return &guard{WriteCloser: stdin, cmd: cmd}
+}
+
+type guard struct {
+	io.WriteCloser
+	cmd *exec.Cmd
+}
+
+// Close dismisses the guard.
+func (g *guard) Close() error {
+	_, err := io.WriteString(g.WriteCloser, "over\n")
+	return errors.Join(err, g.WriteCloser.Close(), g.cmd.Wait())
+}
+
+// await polls the health path until it answers 200.
+func (s *Server) await(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, s.spec.ReadyTimeout, errNotReady)
+	defer cancel()
+	probing, endProbe := context.WithCancel(ctx)
+	defer endProbe()
+	go func() { // nobody waits for an answer of the dead
+		select {
+		case <-s.done:
+			endProbe()
+		case <-probing.Done():
+		}
+	}()
+	client := &http.Client{
+		Transport: &http.Transport{DisableKeepAlives: true}, // no proxy
+		Timeout:   2 * time.Second,
+	}
+	answer := "nothing answered"
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, 250*time.Millisecond) {
+		status, err := probe(probing, client, s.Endpoint()+s.spec.Health)
+		select {
+		case <-s.done:
+			if portFree(s.spec.Host, s.port) != nil {
+				return fmt.Errorf("%s ended before it was ready (%s), %w by another program: stop that one or choose another port", s.spec.Name, s.exit, &portTaken{s.port})
+			}
+			return fmt.Errorf("%s ended before it was ready (%s): see its log for the reason", s.spec.Name, s.exit)
+		default:
+		}
+		if err == nil && status == http.StatusOK {
+			return nil
+		}
+		if err == nil {
+			answer = fmt.Sprintf("the last answer was status %d", status)
+		}
+		select {
+		case <-s.done:
+		case <-time.After(pause):
+		case <-ctx.Done():
+			if errors.Is(context.Cause(ctx), errNotReady) {
+				return fmt.Errorf("%s was not ready after %s (GET %s: %s): see its log, or give it more time", s.spec.Name, s.spec.ReadyTimeout, s.spec.Health, answer)
+			}
+			return fmt.Errorf("%s was not ready when the start was given up: %w", s.spec.Name, context.Cause(ctx))
+		}
+	}
+}
+
+var errNotReady = errors.New("not ready in time")
+
+func probe(ctx context.Context, client *http.Client, url string) (status int, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return 0, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
+	return resp.StatusCode, nil
+}
+
+// withLog adds the last lines of the log to err.
+func withLog(err error, last []string, path string) error {
+	if len(last) == 0 {
+		return fmt.Errorf("%w\n  its log %s is empty", err, path)
+	}
+	return fmt.Errorf("%w\n  last lines of %s:\n    %s", err, path, strings.Join(last, "\n    "))
+}
+
+// Endpoint returns the server's base URL.
+func (s *Server) Endpoint() string {
+	return "http://" + net.JoinHostPort(s.spec.Host, strconv.Itoa(s.port))
+}
+
+// Port returns where the server listens.
+func (s *Server) Port() int { return s.port }
+
+// StartToReady returns how long it took from starting the process to the first
+// good answer of its health path.
+func (s *Server) StartToReady() time.Duration { return s.ready }
+
+// Done is closed when the server's process has ended, asked or not.
+func (s *Server) Done() <-chan struct{} { return s.done }
+
+// Exit says how the process ended, for example "signal: killed"; empty while
+// it runs.
+func (s *Server) Exit() string {
+	select {
+	case <-s.done:
+		return s.exit
+	default:
+		return ""
+	}
+}
+
+// PIDs returns the server's process and all that descend from it, as they are
+// now; nil when none is left.
+func (s *Server) PIDs() []int {
+	procs := tree(s.cmd.Process.Pid)
+	pids := make([]int, len(procs))
+	for i, p := range procs {
+		pids[i] = p.pid
+	}
+	return pids
+}
+
+// LastLog returns the last n lines of the log, oldest first.
+func (s *Server) LastLog(n int) []string { return tail(s.spec.LogPath, n) }
+
+// Stop asks the server to end, kills what has not ended after the grace or
+// when ctx ends, and returns when the whole tree is gone. Calling it again
+// does nothing.
+func (s *Server) Stop(ctx context.Context) error {
+	s.stop.Lock()
+	defer s.stop.Unlock()
+	if s.gone {
+		return nil
+	}
+	root := s.cmd.Process.Pid
+	// Who leaves the group or loses the parent is known only from before.
+	procs := tree(root)
+	_ = syscall.Kill(-root, syscall.SIGTERM)
+	grace := time.NewTimer(s.spec.Grace)
+	defer grace.Stop()
+	pause := time.NewTicker(10 * time.Millisecond)
+	defer pause.Stop()
+	var killed time.Time
+	for {
+		procs = alive(merge(procs, tree(root)))
+		if len(procs) == 0 {
+			<-s.done
+			break
+		}
+		if !killed.IsZero() {
+			kill(root, procs) // whom they started meanwhile too
+			if time.Since(killed) > 10*time.Second {
+				return fmt.Errorf("%s could not be stopped: process %d is still there after SIGKILL (state %c)", s.spec.Name, procs[0].pid, procs[0].state)
+			}
+		}
+		select {
+		case <-pause.C:
+			continue
+		case <-grace.C:
+		case <-ctx.Done():
+		}
+		if killed.IsZero() {
+			killed = time.Now()
+		}
+		ctx = context.WithoutCancel(ctx)
+	}
+	s.gone = true
+	if s.guard != nil {
+		_ = s.guard.Close() // nothing is left for it to do
+	}
+	return nil
+}
+
+// freePort returns a port that nobody listens on at the moment.
+func freePort(host string) (int, error) {
+	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
+// portFree returns why nobody can listen on that port, nil if somebody can.
+func portFree(host string, port int) error {
+	l, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+	if err != nil {
+		return err
+	}
+	return l.Close()
+}
