@@ -1,0 +1,431 @@
+package measure
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/nativebench/nativebench/internal/bench"
+)
+
+// Direction says which of two values is the better one.
+type Direction string
+
+const (
+	Lower   Direction = "lower"
+	Higher  Direction = "higher"
+	Neither Direction = "" // a fact, not a merit
+)
+
+// Tool is how another tool defines the number of the same name, or of the same
+// meaning.
+type Tool struct{ Name, Definition string }
+
+// Column is one metric: what it is called, what it means, how it is computed.
+// Adding a metric is adding a row to Columns.
+type Column struct {
+	Key    string // how users, CSV and JSON name it
+	Name   string // how reports print it
+	Unit   string // base unit: s, B, tok/s, req/s, tokens, requests
+	Better Direction
+
+	Definition string // t0, t1, tL, n as in docs/metrics.md
+	Clock      string // who stamps what
+	TokenCount string // who counts the tokens; "" if none are involved
+	Window     string // over what it is taken, and how values are pooled
+	Elsewhere  []Tool
+
+	// Exactly one of these computes it.
+	Request func(*bench.Trace) (float64, bool)      // one value per successful request
+	Gaps    func(*bench.Trace, []float64) []float64 // appends several
+	Cell    func(*Group, *Cell) (float64, bool)     // one value per cell
+	Count   func(*Group, *Request) bool             // how many requests have it
+	// CountsFailed: Count looks at failed requests too.
+	CountsFailed bool
+
+	// Absent says why the metric is not measured for a group; "" if it is. nil:
+	// always measured.
+	Absent func(*Group) string
+}
+
+const (
+	clockStamps = "CLOCK_MONOTONIC. In process the engine stamps a token when its id is on the host; over HTTP the kernel stamps the segment that holds the event (SO_TIMESTAMPNS)"
+	clockSpan   = "CLOCK_MONOTONIC: t0 just before the request's first byte is written or the engine is called; the end with the last byte of the answer"
+	clockCell   = "CLOCK_MONOTONIC, the stamps of the cell's requests"
+	clockEngine = "CLOCK_MONOTONIC, inside the engine"
+	clockServer = "the server's own, as it reports it; not checked by us"
+
+	countTrust = "in order of trust: the engine's own; the server's usage; TGI's details; token ids; TGI events; a local tokenizer, marked approximate. Never chunks"
+
+	perRequest = "one value per successful request, warm-up apart, pooled over the repeats"
+	perCell    = "one value per repeat"
+)
+
+func streamOnly(g *Group) string {
+	if g.Mode != Stream {
+		return "not measured in sync mode: nothing arrives token by token"
+	}
+	return ""
+}
+
+func needsPhases(g *Group) string {
+	return anyRequest(g, "this backend does not tell its phases", func(tr *bench.Trace) bool { return tr.Phases != (bench.Phases{}) })
+}
+
+func needsServer(g *Group) string {
+	return anyRequest(g, "this backend gives no account of its own", func(tr *bench.Trace) bool {
+		return tr.Server.Prefill > 0 || tr.Server.Decode > 0
+	})
+}
+
+func needsRange(g *Group) string {
+	if g.Expect == [2]int{} {
+		return "the task has no expected length"
+	}
+	return needsTokens(g)
+}
+
+func needsTokens(g *Group) string {
+	return anyRequest(g, "nobody counted the output tokens", func(tr *bench.Trace) bool { return tr.Counted != bench.CountNone })
+}
+
+func streamTokens(g *Group) string {
+	if why := streamOnly(g); why != "" {
+		return why
+	}
+	return needsTokens(g)
+}
+
+// anyRequest returns why when there are successful requests and none of them
+// has it.
+func anyRequest(g *Group, why string, has func(*bench.Trace) bool) string {
+	some := false
+	for _, c := range g.Cells {
+		for _, r := range c.Requests {
+			if r.Class == bench.OK {
+				if has(r.Trace) {
+					return ""
+				}
+				some = true
+			}
+		}
+	}
+	if !some {
+		return ""
+	}
+	return why
+}
+
+func itlAbsent(g *Group) string {
+	if why := streamTokens(g); why != "" {
+		return why
+	}
+	if k := perEvent(g); k > 0 && !oneToken(k) {
+		return fmt.Sprintf("%.2f tokens per event: gaps are between chunks, see chunk_gap", k)
+	}
+	return ""
+}
+
+// ByKey finds a column. The error of an unknown key lists the keys.
+func ByKey(key string) (Column, error) {
+	columns := Columns()
+	want := strings.ReplaceAll(strings.ToLower(strings.TrimSpace(key)), "-", "_")
+	if alias, ok := aliases()[want]; ok {
+		want = alias
+	}
+	if i := slices.IndexFunc(columns, func(c Column) bool { return c.Key == want }); i >= 0 {
+		return columns[i], nil
+	}
+	keys := make([]string, len(columns))
+	for i, c := range columns {
+		keys[i] = c.Key
+	}
+	return Column{}, fmt.Errorf("unknown metric %q: choose from %s", key, strings.Join(keys, ", "))
+}
+
+// aliases are other names under which people look for a metric.
+func aliases() map[string]string {
+	return map[string]string{
+		"p2ft": "ttft", "latency": "e2e", "total_latency": "e2e", "tbt": "itl",
+		"throughput": "req_per_s", "rss": "peak_rss", "pss": "peak_pss",
+		"tok/s": "speed", "req/s": "req_per_s", "tokens_per_second": "speed",
+	}
+}
+
+// Columns returns the table of all metrics, in the order in which reports
+// print them.
+func Columns() []Column {
+	return slices.Concat(latencyColumns(), speedColumns(), countColumns(), machineColumns(), phaseColumns())
+}
+
+func latencyColumns() []Column {
+	return []Column{
+		{
+			Key: "e2e", Name: "total latency", Unit: "s", Better: Lower,
+			Definition: "last byte of the answer − t0",
+			Clock:      clockSpan, Window: perRequest,
+			Request: since(func(tr *bench.Trace) int64 { return tr.End }),
+		},
+		{
+			Key: "last_token", Name: "to last token", Unit: "s", Better: Lower,
+			Definition: "tL − t0: as total latency, without what follows the last token (end marks, usage)",
+			Clock:      clockStamps, Window: perRequest, Absent: streamOnly,
+			Request: func(tr *bench.Trace) (float64, bool) {
+				if tr.MarksLost > 0 {
+					return 0, false
+				}
+				return seconds(tr.Start, tr.LastToken())
+			},
+		},
+		{
+			Key: "ttft", Name: "first token (P2FT)", Unit: "s", Better: Lower,
+			Definition: "t1 − t0: until the first event with content (over HTTP), or the first token (in process). The experiment's prompt-to-first-token. An empty or role-only event is not a token; first_line holds the experiment's literal wording",
+			Clock:      clockStamps, Window: perRequest, Absent: streamOnly,
+			Request: since((*bench.Trace).FirstToken),
+			Elsewhere: []Tool{
+				{"vLLM bench serve, vllm-bench, sglang bench_serving", "first SSE message with a choice, even an empty or role-only one"},
+				{"guidellm", "first token iteration"},
+				{"aiperf", "first non-empty content"},
+				{"inference-perf", "first non-empty token"},
+				{"inference-benchmarker (HF)", "first non-empty delta"},
+				{"LoadGen (MLPerf)", "the first-token callback"},
+			},
+		},
+		{
+			Key: "first_line", Name: "first SSE line", Unit: "s", Better: Lower,
+			Definition: "first SSE line − t0, whether it has content or not",
+			Clock:      clockStamps, Window: perRequest,
+			Absent: func(g *Group) string {
+				if why := streamOnly(g); why != "" {
+					return why
+				}
+				return anyRequest(g, "in process there are no SSE lines", func(tr *bench.Trace) bool { return tr.FirstLine != 0 })
+			},
+			Request: since(func(tr *bench.Trace) int64 { return tr.FirstLine }),
+		},
+		{
+			Key: "first_byte", Name: "first byte", Unit: "s", Better: Lower,
+			Definition: "first byte of the response, headers included − t0",
+			Clock:      clockStamps, Window: perRequest,
+			Absent: func(g *Group) string {
+				return anyRequest(g, "in process there is no response to wait for", func(tr *bench.Trace) bool { return tr.FirstByte != 0 })
+			},
+			Request: since(func(tr *bench.Trace) int64 { return tr.FirstByte }),
+		},
+		{
+			Key: "tpot", Name: "per token after it", Unit: "s", Better: Lower,
+			Definition: "TPOT = (tL − t1)/(n − 1), for n ≥ 2",
+			Clock:      clockStamps, TokenCount: countTrust, Window: perRequest, Absent: streamTokens,
+			Request: tpot,
+			Elsewhere: []Tool{
+				{"vLLM bench serve, vllm-bench, sglang bench_serving", "(tL − t0 − TTFT)/(n − 1)"},
+				{"guidellm", "(tL − t0)/n, which includes TTFT; its ITL is (tL − t1)/(n − 1)"},
+				{"aiperf", "(latency − TTFT)/(n − 1)"},
+				{"inference-perf", "(E2E − TTFT)/(n − 1)"},
+				{"LoadGen (MLPerf)", "(tL − t1)/(n − 1)"},
+			},
+		},
+		{
+			Key: "itl", Name: "between tokens", Unit: "s", Better: Lower,
+			Definition: "ITL: gaps between successive token arrivals. Only where an event is a token (0.95 to 1.05 tokens per event), else see chunk_gap",
+			Clock:      clockStamps, TokenCount: "arrivals, checked against the output tokens: " + countTrust,
+			Window: "all gaps of all successful requests, pooled; compared by each request's own median gap, since gaps of one request depend on each other",
+			Absent: itlAbsent, Gaps: gaps,
+			Elsewhere: []Tool{
+				{"vLLM bench serve, vllm-bench, sglang bench_serving", "gaps between chunks with a choice, pooled"},
+				{"guidellm", "(tL − t1)/(n − 1) per request, which here is tpot"},
+				{"aiperf", "(latency − TTFT)/(n − 1) per request"},
+				{"inference-perf", "gaps of re-tokenized tokens"},
+				{"inference-benchmarker (HF)", "mean per request over re-tokenized chunks"},
+			},
+		},
+		{
+			Key: "chunk_gap", Name: "between chunks", Unit: "s", Better: Lower,
+			Definition: "gaps between successive events with content, however many tokens they hold",
+			Clock:      clockStamps, Window: "all gaps of all successful requests, pooled",
+			Absent: streamOnly, Gaps: gaps,
+		},
+	}
+}
+
+func speedColumns() []Column {
+	return []Column{
+		{
+			Key: "speed", Name: "generation speed", Unit: "tok/s", Better: Higher,
+			Definition: "n/(last byte of the answer − t0): the experiment's token generation speed, prefill included. Not measured in sync mode, as the experiment has it; output_rate is the same quotient there",
+			Clock:      clockSpan, TokenCount: countTrust, Window: perRequest, Absent: streamTokens,
+			Request: outputRate,
+		},
+		{
+			Key: "decode_speed", Name: "decode speed", Unit: "tok/s", Better: Higher,
+			Definition: "(n − 1)/(tL − t1): without prefill",
+			Clock:      clockStamps, TokenCount: countTrust, Window: perRequest, Absent: streamTokens,
+			Request: decodeSpeed,
+			Elsewhere: []Tool{
+				{"llama-bench", "n tokens / time of a decode test (tg): exact, without tokenizer and sampler"},
+			},
+		},
+		{
+			Key: "output_rate", Name: "output rate", Unit: "tok/s", Better: Higher,
+			Definition: "n/(last byte of the answer − t0), in either mode. When streaming it equals speed",
+			Clock:      clockSpan, TokenCount: countTrust, Window: perRequest, Absent: needsTokens,
+			Request: outputRate,
+		},
+		{
+			Key: "req_per_s", Name: "requests", Unit: "req/s", Better: Higher,
+			Definition: "successful requests / (last end − first start)",
+			Clock:      clockCell, Window: "the whole cell with ramp and drain; " + perCell,
+			Cell: wholeRequests,
+			Elsewhere: []Tool{
+				{"vLLM bench serve, sglang bench_serving, inference-perf", "the same: whole run with ramp and drain"},
+				{"guidellm", "over its measured window"},
+				{"aiperf", "first to last response"},
+				{"inference-benchmarker (HF)", "first start of a completed request to last end"},
+			},
+		},
+		{
+			Key: "tok_per_s", Name: "output tokens", Unit: "tok/s", Better: Higher,
+			Definition: "output tokens of successful requests / (last end − first start)",
+			Clock:      clockCell, TokenCount: countTrust, Window: "the whole cell with ramp and drain; " + perCell,
+			Absent: needsTokens, Cell: wholeTokens,
+		},
+		{
+			Key: "steady_req_per_s", Name: "requests, steady", Unit: "req/s", Better: Higher,
+			Definition: "successful requests / steady part, each counted with the share of its own time that lies inside",
+			Clock:      clockCell, Window: "the steady part: from the moment the last worker started its first request until the first worker ended its last one; " + perCell,
+			Absent: parallelOnly, Cell: steadyRequests,
+		},
+		{
+			Key: "steady_tok_per_s", Name: "output tokens, steady", Unit: "tok/s", Better: Higher,
+			Definition: "output tokens that arrived in the steady part / steady part; of an answer that came whole, the share of its tokens as in steady_req_per_s",
+			Clock:      clockCell, TokenCount: countTrust, Window: "the steady part: see steady_req_per_s; " + perCell,
+			Absent: func(g *Group) string {
+				if why := parallelOnly(g); why != "" {
+					return why
+				}
+				return needsTokens(g)
+			},
+			Cell: steadyTokens,
+		},
+	}
+}
+
+func parallelOnly(g *Group) string {
+	if g.Concurrency < 2 {
+		return "with one worker the whole window is the steady part"
+	}
+	for i := range g.Cells {
+		if _, _, ok := g.steady(&g.Cells[i]); ok {
+			return ""
+		}
+	}
+	if len(g.Cells) == 0 {
+		return ""
+	}
+	return "the workers were never all busy at once"
+}
+
+func countColumns() []Column {
+	return []Column{
+		{
+			Key: "output_tokens", Name: "tokens per answer", Unit: "tokens",
+			Definition: "n: output tokens of a request",
+			TokenCount: countTrust, Window: perRequest, Absent: needsTokens,
+			Request: func(tr *bench.Trace) (float64, bool) { return float64(tr.OutputTokens), tr.Counted != bench.CountNone },
+			Elsewhere: []Tool{
+				{"vLLM bench serve, sglang bench_serving", "usage, else re-tokenized"},
+				{"guidellm", "usage, else iterations"},
+				{"aiperf", "re-tokenized (the server's on request)"},
+				{"inference-perf, inference-benchmarker (HF)", "re-tokenized"},
+				{"LoadGen (MLPerf)", "as the system under test reports"},
+				{"llama-bench", "exact"},
+			},
+		},
+		{
+			Key: "prompt_tokens", Name: "tokens per prompt", Unit: "tokens",
+			Definition: "tokens of the rendered prompt, a beginning-of-sequence token included",
+			TokenCount: "the backend's own", Window: perRequest,
+			Request: func(tr *bench.Trace) (float64, bool) { return float64(tr.PromptTokens), tr.PromptTokens > 0 },
+		},
+		{
+			Key: "outside_range", Name: "outside task range", Unit: "requests",
+			Definition: "answers whose n is not in the task's range. The sampling table's cap may lie outside of it, so this is a fact about the experiment, not a fault",
+			TokenCount: countTrust, Window: "successful requests of all repeats", Absent: needsRange, Count: outside,
+		},
+		{
+			Key: "failed", Name: "failed", Unit: "requests",
+			Definition: "requests without a usable answer. HTTP 200 is not success: an empty, broken or unfinished stream is a failure. Counted by class, never averaged into anything",
+			Window:     "measured requests of all repeats", CountsFailed: true,
+			Count: func(_ *Group, r *Request) bool { return r.Class != bench.OK },
+		},
+	}
+}
+
+func machineColumns() []Column {
+	return []Column{
+		{
+			Key: "peak_rss", Name: "peak RSS", Unit: "B", Better: Lower,
+			Definition: "largest resident set of the backend's process tree; pages shared within the tree count once per process",
+			Clock:      "sampled while the cell was measured; a peak between two samples is missed", Window: perCell,
+			Cell: func(_ *Group, c *Cell) (float64, bool) { return float64(c.PeakRSS), c.PeakRSS > 0 },
+		},
+		{
+			Key: "peak_pss", Name: "peak PSS", Unit: "B", Better: Lower,
+			Definition: "largest proportional set of the backend's process tree: shared pages divided among those that share them, so that processes add up",
+			Clock:      "sampled while the cell was measured; a peak between two samples is missed", Window: perCell,
+			Cell: func(_ *Group, c *Cell) (float64, bool) { return float64(c.PeakPSS), c.PeakPSS > 0 },
+		},
+		{
+			Key: "first_connection", Name: "first connection", Unit: "s", Better: Lower,
+			Definition: "opening the first connection, which warm-up does; no request's time holds it",
+			Clock:      "CLOCK_MONOTONIC", Window: perCell,
+			Cell: func(_ *Group, c *Cell) (float64, bool) { return float64(c.FirstConnNS) / 1e9, c.FirstConnNS > 0 },
+		},
+		{
+			Key: "load_time", Name: "model load", Unit: "s", Better: Lower,
+			Definition: "opening the backend in the cell's process: in process that is loading the model, mostly from the page cache; for a server that runs already, asking what it is",
+			Clock:      "CLOCK_MONOTONIC", Window: perCell,
+			Cell: func(_ *Group, c *Cell) (float64, bool) { return float64(c.LoadNS) / 1e9, c.LoadNS > 0 },
+		},
+	}
+}
+
+func phaseColumns() []Column {
+	part := func(key, name, definition string, of func(bench.Phases) int64) Column {
+		return Column{
+			Key: "phase_" + key, Name: name, Unit: "s",
+			Definition: definition + ". Phases are shown as means, since means add up", Clock: clockEngine, Window: perRequest,
+			Absent: needsPhases, Request: phase(of),
+		}
+	}
+	return []Column{
+		part("tokenize", "tokenize", "text to token ids", func(p bench.Phases) int64 { return p.Tokenize }),
+		part("queue", "queue", "waiting for a slot or for room in a batch", func(p bench.Phases) int64 { return p.Queue }),
+		part("prefill", "prefill", "batches that held prompt tokens of this request; other requests' tokens in them cost it time too", func(p bench.Phases) int64 { return p.Prefill }),
+		part("decode", "decode", "batches that held one sampled token of this request", func(p bench.Phases) int64 { return p.Decode }),
+		part("sampling", "sampling", "choosing tokens: temperature, top-p, the draw", func(p bench.Phases) int64 { return p.Sampling }),
+		part("detokenize", "detokenize", "token ids to text", func(p bench.Phases) int64 { return p.Detokenize }),
+		{
+			Key: "phase_remainder", Name: "remainder", Unit: "s",
+			Definition: "total latency − all phases: the engine's loop working for other slots, and hand-over between threads",
+			Clock:      clockEngine, Window: perRequest, Absent: needsPhases, Request: remainder,
+		},
+		{
+			Key: "server_prefill", Name: "server: prefill", Unit: "s",
+			Definition: "prompt processing by the server's own account (llama-server: timings.prompt_ms)",
+			Clock:      clockServer, Window: perRequest, Absent: needsServer,
+			Request: serverPhase(func(s bench.Server) int64 { return s.Prefill }),
+		},
+		{
+			Key: "server_decode", Name: "server: decode", Unit: "s",
+			Definition: "generation by the server's own account, its sampling included (llama-server: timings.predicted_ms)",
+			Clock:      clockServer, Window: perRequest, Absent: needsServer,
+			Request: serverPhase(func(s bench.Server) int64 { return s.Decode }),
+		},
+		{
+			Key: "server_rest", Name: "server: rest", Unit: "s",
+			Definition: "total latency − the server's own prefill and decode: HTTP, JSON, tokenizing, queueing, transport. What serving adds by the server's own books",
+			Clock:      "CLOCK_MONOTONIC less the server's own clock", Window: perRequest, Absent: needsServer, Request: serverRest,
+		},
+	}
+}

@@ -1,0 +1,310 @@
+package report
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/nativebench/nativebench/internal/bench"
+	"github.com/nativebench/nativebench/internal/measure"
+	"github.com/nativebench/nativebench/internal/results"
+	"github.com/nativebench/nativebench/internal/stats"
+)
+
+// reference is the backend that ratios are against where a run has it: the
+// bare model.
+const reference = "native"
+
+// document is runs in numbers, before any layout.
+type document struct {
+	runs []*runView
+}
+
+// runView is one run.
+type runView struct {
+	*results.Run
+	label    string // "A", "B", …; "" when there is one run only
+	cells    []results.CellResult
+	backends []string // the reference first, then as planned
+	loads    []*load
+}
+
+// load is one thing that was asked of all backends of a run.
+type load struct {
+	results.Cell // of its first cell; Backend and Repeat mean nothing
+	run          *runView
+	seats        []*seat // in the order of runView.backends
+}
+
+// seat is one backend under one load, over all repeats.
+type seat struct {
+	load    *load
+	backend string
+	cells   []results.CellResult // one per planned repeat
+	group   measure.Group
+	summary measure.Summary
+	// trouble says which repeats have no whole result, and why; remarks are
+	// the warnings of its cells.
+	trouble, remarks []string
+
+	comparisons map[comparisonKey]stats.Comparison // bootstraps are worth keeping
+}
+
+type comparisonKey struct {
+	ref    *seat
+	metric string
+}
+
+func newDocument(runs []*results.Run) (*document, error) {
+	if len(runs) == 0 {
+		return nil, errNoRuns
+	}
+	d := &document{}
+	for i, r := range runs {
+		v := &runView{Run: r, cells: r.Cells()}
+		if len(runs) > 1 {
+			v.label = runLabel(i)
+		}
+		v.build()
+		d.runs = append(d.runs, v)
+	}
+	return d, nil
+}
+
+// runLabel is A … Z, A1 … Z1, A2 …
+func runLabel(i int) string {
+	l := string(rune('A' + i%26))
+	if i >= 26 {
+		l += fmt.Sprint(i / 26)
+	}
+	return l
+}
+
+func (v *runView) build() {
+	byLoad := map[string]*load{}
+	for _, c := range v.cells {
+		if !slices.Contains(v.backends, c.Backend) {
+			v.backends = append(v.backends, c.Backend)
+		}
+		if byLoad[c.Load] == nil {
+			l := &load{Cell: c.Cell, run: v}
+			byLoad[c.Load] = l
+			v.loads = append(v.loads, l)
+		}
+	}
+	if i := slices.Index(v.backends, reference); i > 0 {
+		v.backends = slices.Insert(slices.Delete(v.backends, i, i+1), 0, reference)
+	}
+	for _, l := range v.loads {
+		for _, b := range v.backends {
+			s := &seat{load: l, backend: b}
+			for _, c := range v.cells {
+				if c.Load == l.Load && c.Backend == b {
+					s.cells = append(s.cells, c)
+				}
+			}
+			if len(s.cells) > 0 {
+				s.build()
+				l.seats = append(l.seats, s)
+			}
+		}
+		for _, s := range l.seats {
+			s.comparePrompts(l.seats[0])
+		}
+	}
+}
+
+func (s *seat) build() {
+	first := s.cells[0]
+	s.group = measure.Group{Mode: first.Mode, Concurrency: first.Concurrency, Expect: first.Expect}
+	why := map[string][]int{}
+	var reasons, remarks []string
+	for _, c := range s.cells {
+		if !c.Done() {
+			text := troubleText(c)
+			if why[text] == nil {
+				reasons = append(reasons, text)
+			}
+			why[text] = append(why[text], c.Repeat+1)
+		} else if c.Missing > 0 {
+			s.trouble = append(s.trouble, fmt.Sprintf("repeat %d: %d of %d requests are missing from the run directory", c.Repeat+1, c.Missing, c.Requests))
+		}
+		if m := cellOf(c); len(m.Requests) > 0 {
+			s.group.Cells = append(s.group.Cells, m)
+		}
+		if c.Event != nil {
+			remarks = append(remarks, c.Event.Warnings...)
+		}
+	}
+	for _, text := range reasons {
+		switch repeats := why[text]; {
+		case len(s.cells) == 1:
+			s.trouble = append(s.trouble, text)
+		case len(repeats) == len(s.cells):
+			s.trouble = append(s.trouble, fmt.Sprintf("all %d repeats: %s", len(repeats), text))
+		case len(repeats) == 1:
+			s.trouble = append(s.trouble, fmt.Sprintf("repeat %d of %d: %s", repeats[0], len(s.cells), text))
+		default:
+			s.trouble = append(s.trouble, fmt.Sprintf("repeats %s of %d: %s", list(repeats), len(s.cells), text))
+		}
+	}
+	s.remarks = alike(remarks)
+	s.summary = measure.Summarize(s.group)
+}
+
+// troubleText says why a cell has no whole result and what there is of it.
+func troubleText(c results.CellResult) string {
+	text := c.Why()
+	if c.Event != nil {
+		if n := len(c.Event.Stderr); n > 0 {
+			text += fmt.Sprintf("; last line of its log: %q", strings.TrimSpace(c.Event.Stderr[n-1]))
+		}
+	}
+	if n := len(c.Measured()); n > 0 {
+		text += fmt.Sprintf("; %d of %d requests were measured and count", n, c.Requests)
+	}
+	return text
+}
+
+func cellOf(c results.CellResult) measure.Cell {
+	var m measure.Cell
+	for _, r := range c.Measured() {
+		m.Requests = append(m.Requests, measure.Request{Trace: &r.Trace, Index: r.Index, Worker: r.Worker, Class: r.Class, Error: r.Error})
+	}
+	if e := c.Event; e != nil {
+		m.Window, m.LoadNS, m.FirstConnNS = e.WindowNS, e.LoadNS, e.FirstConnNS
+		if e.Host != nil {
+			m.PeakRSS, m.PeakPSS = e.Host.PeakRSS, e.Host.PeakPSS
+		}
+	}
+	return m
+}
+
+var numbers = regexp.MustCompile(`[0-9]+(\.[0-9]+)?`)
+
+// alike keeps the first of sentences that differ in numbers only, and says how
+// many there were.
+func alike(texts []string) []string {
+	var order []string
+	first, n := map[string]string{}, map[string]int{}
+	for _, t := range texts {
+		key := numbers.ReplaceAllString(t, "#")
+		if n[key]++; n[key] == 1 {
+			first[key] = t
+			order = append(order, key)
+		}
+	}
+	out := make([]string, len(order))
+	for i, key := range order {
+		if out[i] = first[key]; n[key] > 1 {
+			out[i] += fmt.Sprintf(" (and so in %s more)", count(n[key]-1, "repeat"))
+		}
+	}
+	return out
+}
+
+// comparePrompts remarks when the backends did not count the same number of
+// prompt tokens for the same request: then they were not asked the same.
+func (s *seat) comparePrompts(ref *seat) {
+	if s == ref {
+		return
+	}
+	type key struct{ repeat, index int }
+	tokens := map[key]int{}
+	for _, c := range ref.cells {
+		for _, r := range c.Measured() {
+			if r.Class == bench.OK && r.PromptTokens > 0 {
+				tokens[key{c.Repeat, r.Index}] = r.PromptTokens
+			}
+		}
+	}
+	differ, both, example := 0, 0, ""
+	for _, c := range s.cells {
+		for _, r := range c.Measured() {
+			if want := tokens[key{c.Repeat, r.Index}]; want > 0 && r.Class == bench.OK && r.PromptTokens > 0 {
+				if both++; want != r.PromptTokens {
+					if differ++; differ == 1 {
+						example = fmt.Sprintf("request %d: %d against %d", r.Index, r.PromptTokens, want)
+					}
+				}
+			}
+		}
+	}
+	if differ > 0 {
+		s.remarks = append(s.remarks, fmt.Sprintf("prompt tokens differ from %s's in %d of %d requests (%s): not the same prompts", ref.backend, differ, both, example))
+	}
+}
+
+// ref is the seat that s is compared with, nil for the reference itself.
+func (s *seat) ref() *seat {
+	if r := s.load.seats[0]; r != s {
+		return r
+	}
+	return nil
+}
+
+// compared is a metric of s against that of ref. ok is false where there is
+// nothing to compare: a value is missing, or neither is better.
+func (s *seat) compared(ref *seat, metric string) (c stats.Comparison, ok bool) {
+	e, r := s.summary.Get(metric), ref.summary.Get(metric)
+	if !e.Known() || !r.Known() || e.Column.Better == measure.Neither {
+		return c, false
+	}
+	key := comparisonKey{ref, metric}
+	if c, ok = s.comparisons[key]; !ok {
+		c = measure.Compare(e, r)
+		if s.comparisons == nil {
+			s.comparisons = map[comparisonKey]stats.Comparison{}
+		}
+		s.comparisons[key] = c
+	}
+	return c, true
+}
+
+// name is the backend's, with its run where there are several.
+func (s *seat) name() string {
+	if l := s.load.run.label; l != "" {
+		return l + " " + s.backend
+	}
+	return s.backend
+}
+
+// sweep tells whether the load is part of a context sweep.
+func (l *load) sweep() bool { return l.Prompt > 0 }
+
+// title names the load within its task: "stream, 4 at a time".
+func (l *load) title() string { return fmt.Sprintf("%s, %d at a time", l.Mode, l.Concurrency) }
+
+// model returns the manifest's entry of a model, or one with the key alone.
+func (v *runView) model(key string) results.Model {
+	for _, m := range v.Manifest.Models {
+		if m.Key == key {
+			return m
+		}
+	}
+	return results.Model{Key: key}
+}
+
+// synthetic tells whether random weights were behind the numbers of a model.
+func (v *runView) synthetic(model string) bool {
+	if v.model(model).Synthetic {
+		return true
+	}
+	for _, b := range v.Manifest.Backends {
+		if b.Synthetic && (b.Model == model || len(v.models()) == 1) {
+			return true
+		}
+	}
+	return false
+}
+
+// models returns the keys of the models of a run in the order of its cells.
+func (v *runView) models() (keys []string) {
+	for _, c := range v.cells {
+		if !slices.Contains(keys, c.Model) {
+			keys = append(keys, c.Model)
+		}
+	}
+	return keys
+}
