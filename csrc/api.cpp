@@ -52,7 +52,8 @@ void check_handle(const void *h) {
 
 nb_status nb_open(const nb_params *p, nb_progress *progress, nb_engine **out, char *err, size_t errlen) {
     return guard(err, errlen, [&] {
-        if (!p || !out || !p->model_path) throw nb::Error(NB_INVALID, "open needs parameters, a model path and a place for the handle");
+        if (!p || !out || !p->model_path)
+            throw nb::Error(NB_INVALID, "open needs parameters, a model path and a place for the handle");
         if (p->n_slots < 1) throw nb::Error(NB_INVALID, "the engine needs at least one slot");
         if (p->n_threads < 1 || p->n_threads_batch < 1) throw nb::Error(NB_INVALID, "the engine needs at least one thread");
         if (p->n_batch < 1 || p->n_ubatch < 1) throw nb::Error(NB_INVALID, "the batch needs at least one token");

@@ -29,7 +29,7 @@
 // llama.cpp's plugins stay loaded on purpose; nothing else may leak.
 extern "C" const char *__asan_default_options() { return "detect_leaks=1"; }
 extern "C" const char *__lsan_default_suppressions() { return "leak:libgomp\nleak:ggml_backend_load\nleak:_dl_\n"; }
-constexpr bool kMemorySettles = false; // the sanitizer keeps freed memory for a while; it finds leaks itself
+constexpr bool         kMemorySettles = false; // the sanitizer keeps freed memory for a while; it finds leaks itself
 #elif defined(__SANITIZE_THREAD__)
 constexpr bool kMemorySettles = false;
 #else
@@ -38,14 +38,14 @@ constexpr bool kMemorySettles = true;
 
 namespace {
 
-#define CHECK(cond, ...)                                                                                                      \
-    do {                                                                                                                      \
-        if (!(cond)) {                                                                                                        \
-            std::printf("nb-check: %s:%d: %s: ", __FILE__, __LINE__, #cond);                                                  \
-            std::printf(__VA_ARGS__);                                                                                         \
-            std::printf("\n");                                                                                                \
-            std::exit(1);                                                                                                     \
-        }                                                                                                                     \
+#define CHECK(cond, ...)                                                                                                         \
+    do {                                                                                                                         \
+        if (!(cond)) {                                                                                                           \
+            std::printf("nb-check: %s:%d: %s: ", __FILE__, __LINE__, #cond);                                                     \
+            std::printf(__VA_ARGS__);                                                                                            \
+            std::printf("\n");                                                                                                   \
+            std::exit(1);                                                                                                        \
+        }                                                                                                                        \
     } while (0)
 
 // ---- sampler: against the definition, by a full sort
@@ -54,9 +54,9 @@ void check_sampler() {
     std::mt19937                    rng(7);
     std::normal_distribution<float> normal;
     for (int round = 0; round < 300; round++) {
-        const int32_t n = 1 + static_cast<int32_t>(rng() % (round % 3 == 0 ? 40 : 60000));
-        const float   spread[] = {0, 0.1f, 1, 4, 30}, temps[] = {0.1f, 0.7f, 1, 2}, tops[] = {1e-6f, 0.5f, 0.9f, 0.95f, 0.9999f, 1};
-        const float   sp = spread[rng() % 5], t = temps[rng() % 4], p = tops[rng() % 6];
+        const int32_t n      = 1 + static_cast<int32_t>(rng() % (round % 3 == 0 ? 40 : 60000));
+        const float spread[] = {0, 0.1f, 1, 4, 30}, temps[] = {0.1f, 0.7f, 1, 2}, tops[] = {1e-6f, 0.5f, 0.9f, 0.95f, 0.9999f, 1};
+        const float sp = spread[rng() % 5], t = temps[rng() % 4], p = tops[rng() % 6];
         std::vector<float> logits(n);
         for (float &x : logits) x = std::round(normal(rng) * sp * 64) / 64; // rounded: ties happen
         if (round % 7 == 0 && n > 1) logits[rng() % n] = -INFINITY;
@@ -73,7 +73,7 @@ void check_sampler() {
         double  mass = 0;
         while (keep < n && mass < static_cast<double>(p) * total) mass += prob[order[keep++]];
 
-        nb::Sampler sampler(n);
+        nb::Sampler       sampler(n);
         std::vector<char> in(n, 0);
         // Sums in another order may move the cut by a token whose probability
         // is of the order of the rounding.
@@ -84,13 +84,15 @@ void check_sampler() {
             const int32_t id = sampler.sample(logits.data(), t, p, u);
             CHECK(id >= 0 && id < n && in[id] && prob[id] > 0, "n=%d p=%g t=%g id=%d", n, p, t, id);
         }
-        if (p < 1) CHECK(std::abs(sampler.nucleus() - keep) <= slack, "n=%d p=%g t=%g: nucleus %d, by sorting %d", n, p, t, sampler.nucleus(), keep);
+        if (p < 1)
+            CHECK(std::abs(sampler.nucleus() - keep) <= slack, "n=%d p=%g t=%g: nucleus %d, by sorting %d", n, p, t,
+                  sampler.nucleus(), keep);
     }
 
     // The draws follow the distribution: chi-square over a small vocabulary.
     const float  logits[] = {2, 1, 0.5f, 0, -1, -4};
     nb::Sampler  sampler(6);
-    const int    draws = 200000;
+    const int    draws    = 200000;
     int          count[6] = {0};
     const double t = 0.8, p = 0.95;
     for (int i = 0; i < draws; i++) count[sampler.sample(logits, t, p, nb::uniform(42, i))]++;
@@ -171,9 +173,12 @@ void check_refusals(nb_engine *e) {
         nb_request r;
         nb_status  want;
     } bad[] = {
-        {request("", 5, 0, 1), NB_INVALID},         {request("x", 0, 0, 1), NB_INVALID},
-        {request("x", 5, -1, 1), NB_INVALID},       {request("x", 5, NAN, 1), NB_INVALID},
-        {request(long_prompt, 250, 0, 1), NB_CONTEXT}, {request("x", 1 << 30, 0, 1), NB_CONTEXT},
+        {request("", 5, 0, 1), NB_INVALID},
+        {request("x", 0, 0, 1), NB_INVALID},
+        {request("x", 5, -1, 1), NB_INVALID},
+        {request("x", 5, NAN, 1), NB_INVALID},
+        {request(long_prompt, 250, 0, 1), NB_CONTEXT},
+        {request("x", 1 << 30, 0, 1), NB_CONTEXT},
     };
     for (const auto &b : bad) CHECK(api->submit(e, 0, &b.r, err, sizeof err) == b.want && err[0], "want %d: %s", b.want, err);
     nb_request r = request("x", 5, 0, 1);
@@ -205,38 +210,43 @@ void check_stream(nb_engine *e) {
         const nb_status s = api->wait(e, 1, seen, 1000000, &out, err, sizeof err);
         CHECK(s == NB_OK || s == NB_TIMEOUT, "%s", err);
         for (int32_t i = std::max(seen, 1); i < out.n_tokens; i++) {
-            CHECK(out.tokens[i].t_ns >= out.tokens[i - 1].t_ns && out.tokens[i].text_end >= out.tokens[i - 1].text_end, "token %d", i);
+            CHECK(out.tokens[i].t_ns >= out.tokens[i - 1].t_ns && out.tokens[i].text_end >= out.tokens[i - 1].text_end,
+                  "token %d", i);
         }
         seen = out.n_tokens;
     } while (out.finish == NB_RUNNING);
     CHECK(out.finish == NB_FINISH_LENGTH && out.n_tokens == 80, "finish %d after %d", out.finish, out.n_tokens);
     const int64_t sum = out.tokenize + out.queue + out.prefill + out.decode + out.sampling + out.detokenize;
-    CHECK(sum > 0 && sum <= out.t_end - out.t_submit, "phases %ld of %ld ns", static_cast<long>(sum), static_cast<long>(out.t_end - out.t_submit));
+    CHECK(sum > 0 && sum <= out.t_end - out.t_submit, "phases %ld of %ld ns", static_cast<long>(sum),
+          static_cast<long>(out.t_end - out.t_submit));
 }
 
 void check_requests(nb_engine *e, int requests) {
     // Alone, a seeded request repeats itself exactly.
-    const nb_request seeded = request("Once upon a time", 24, 0.9f, 1234);
-    const std::string first = answer(e, 2, seeded);
+    const nb_request  seeded = request("Once upon a time", 24, 0.9f, 1234);
+    const std::string first  = answer(e, 2, seeded);
     for (int i = 0; i < 3; i++) CHECK(answer(e, i, seeded) == first, "a seeded request did not repeat itself");
 
-    std::mt19937 rng(3);
-    long         settled = 0;
+    std::mt19937             rng(3);
+    long                     settled = 0;
     std::vector<std::string> prompts = {"a", "The quick brown fox jumps over the lazy dog. ", std::string(150, 'x') + " y"};
     for (int done = 0; done < requests;) {
         for (int32_t slot = 0; slot < 4; slot++) {
-            const nb_request r = request(prompts[rng() % 3], 1 + static_cast<int32_t>(rng() % 6), rng() % 2 ? 0.8f : 0, rng(), rng() % 2);
+            const nb_request r =
+                request(prompts[rng() % 3], 1 + static_cast<int32_t>(rng() % 6), rng() % 2 ? 0.8f : 0, rng(), rng() % 2);
             CHECK(api->submit(e, slot, &r, err, sizeof err) == NB_OK, "%s", err);
             if (rng() % 8 == 0) api->cancel(e, slot);
         }
         for (int32_t slot = 0; slot < 4; slot++, done++) {
             const nb_result out = finish(e, slot);
-            CHECK(out.finish == NB_FINISH_LENGTH || out.finish == NB_FINISH_STOP || out.finish == NB_FINISH_CANCELLED, "finish %d", out.finish);
+            CHECK(out.finish == NB_FINISH_LENGTH || out.finish == NB_FINISH_STOP || out.finish == NB_FINISH_CANCELLED,
+                  "finish %d", out.finish);
         }
         if (done >= requests / 2 && settled == 0) settled = rss_kib();
     }
     const long grown = rss_kib() - settled;
-    CHECK(!kMemorySettles || grown < 2048, "resident memory grew by %ld KiB over the second half of %d requests", grown, requests);
+    CHECK(!kMemorySettles || grown < 2048, "resident memory grew by %ld KiB over the second half of %d requests", grown,
+          requests);
     std::printf("%d requests: resident memory %+ld KiB over the second half\n", requests, grown);
 }
 
@@ -267,7 +277,8 @@ int main(int argc, char **argv) {
     }
     api->close(nullptr);
     const long grown = rss_kib() - settled;
-    CHECK(!kMemorySettles || opens < 50 || grown < 4096, "resident memory grew by %ld KiB over the second half of %d opens", grown, opens);
+    CHECK(!kMemorySettles || opens < 50 || grown < 4096, "resident memory grew by %ld KiB over the second half of %d opens",
+          grown, opens);
     std::printf("%d open/close: resident memory %+ld KiB over the second half\n", opens, grown);
 
     nb_engine *e = open_model(argv[2]);

@@ -68,12 +68,12 @@ class FakeModel : public Model {
 
     void info(nb_info *out) const override {
         out->n_ctx_train = out->n_ctx_slot = n_ctx_slot();
-        out->n_slots         = params_.n_slots;
-        out->n_vocab         = kVocab;
-        out->n_batch         = params_.n_batch;
-        out->n_ubatch        = params_.n_ubatch;
-        out->n_threads       = params_.n_threads;
-        out->n_threads_batch = params_.n_threads_batch;
+        out->n_slots                       = params_.n_slots;
+        out->n_vocab                       = kVocab;
+        out->n_batch                       = params_.n_batch;
+        out->n_ubatch                      = params_.n_ubatch;
+        out->n_threads                     = params_.n_threads;
+        out->n_threads_batch               = params_.n_threads_batch;
         std::strcpy(out->desc, "fake engine");
         std::strcpy(out->ftype, "none");
         std::strcpy(out->arch, "fake");
@@ -99,7 +99,8 @@ class FakeModel : public Model {
         for (size_t i = 0; i < batch.size(); i++) {
             if (!batch[i].logits) continue;
             float *row = &logits_[i * kVocab];
-            for (int32_t id = 0; id < kVocab; id++) row[id] = number("flat") ? 0.0f : -static_cast<float>((id * 37 + batch[i].pos) % 11);
+            for (int32_t id = 0; id < kVocab; id++)
+                row[id] = number("flat") ? 0.0f : -static_cast<float>((id * 37 + batch[i].pos) % 11);
             row[kEnd] = -50;
             if (!number("flat")) row[static_cast<unsigned char>(kAnswer[made_[batch[i].slot] % (sizeof kAnswer - 1)])] = 3;
             made_[batch[i].slot]++;
@@ -129,9 +130,9 @@ std::unique_ptr<Model> load_model(const nb_params &p, nb_progress *progress) {
     if (path.rfind("fake:", 0) != 0) throw Error(NB_MODEL, "the fake engine runs only models called fake:…, not " + path);
     std::map<std::string, std::string> program;
     for (size_t at = 5; at < path.size();) {
-        const size_t      end  = std::min(path.find(',', at), path.size());
-        const std::string part = path.substr(at, end - at);
-        const size_t      eq   = part.find('=');
+        const size_t      end       = std::min(path.find(',', at), path.size());
+        const std::string part      = path.substr(at, end - at);
+        const size_t      eq        = part.find('=');
         program[part.substr(0, eq)] = eq == std::string::npos ? "1" : part.substr(eq + 1);
         at                          = end + 1;
     }

@@ -44,7 +44,8 @@ size_t utf8_unfinished(const char *text, size_t len) {
         if (need <= back) return 0;
         if (back >= 2) { // the second byte is restricted after some leads
             const unsigned char d = static_cast<unsigned char>(text[len - back + 1]);
-            if ((c == 0xE0 && d < 0xA0) || (c == 0xED && d > 0x9F) || (c == 0xF0 && d < 0x90) || (c == 0xF4 && d > 0x8F)) return 0;
+            if ((c == 0xE0 && d < 0xA0) || (c == 0xED && d > 0x9F) || (c == 0xF0 && d < 0x90) || (c == 0xF4 && d > 0x8F))
+                return 0;
         }
         return back;
     }
@@ -66,10 +67,10 @@ struct Loop::Slot {
     // caller, else to the loop.
     nb_request           req{};
     std::vector<int32_t> prompt;
-    int32_t              n_past    = 0; // tokens in the model's memory
-    int32_t              next      = 0; // token to decode
-    int32_t              in_batch  = 0; // tokens of this slot in the batch being stepped
-    int64_t              since     = 0; // end of the last interval accounted for
+    int32_t              n_past   = 0; // tokens in the model's memory
+    int32_t              next     = 0; // token to decode
+    int32_t              in_batch = 0; // tokens of this slot in the batch being stepped
+    int64_t              since    = 0; // end of the last interval accounted for
     bool                 decoding() const { return n_past >= static_cast<int32_t>(prompt.size()); }
 
     // The answer. Memory for the longest possible one is reserved once; pages
@@ -124,8 +125,8 @@ Loop::~Loop() {
 
 Loop::Slot &Loop::at(int32_t slot) {
     if (slot < 0 || slot >= static_cast<int32_t>(slots_.size())) {
-        throw Error(NB_NOT_FOUND, "slot " + std::to_string(slot) + " does not exist: the engine has " +
-                                      std::to_string(slots_.size()));
+        throw Error(NB_NOT_FOUND,
+                    "slot " + std::to_string(slot) + " does not exist: the engine has " + std::to_string(slots_.size()));
     }
     return *slots_[slot];
 }
@@ -137,7 +138,8 @@ void Loop::submit(int32_t slot, const nb_request &r) {
         throw Error(NB_BUSY, "slot " + std::to_string(slot) + " still answers another request: wait for its end first");
     }
     if (r.max_tokens < 1) throw Error(NB_INVALID, "max_tokens is " + std::to_string(r.max_tokens) + "; it must be at least 1");
-    if (!(r.temperature >= 0) || !std::isfinite(r.temperature)) throw Error(NB_INVALID, "temperature must be 0 (greedy) or above");
+    if (!(r.temperature >= 0) || !std::isfinite(r.temperature))
+        throw Error(NB_INVALID, "temperature must be 0 (greedy) or above");
     if (!(r.top_p > 0 && r.top_p <= 1)) throw Error(NB_INVALID, "top_p must be above 0 and at most 1");
     if (r.prompt_len < 0 || (!r.prompt == !r.tokens && r.prompt_len > 0)) {
         throw Error(NB_INVALID, "a request needs either a prompt text or prompt token ids");
@@ -158,9 +160,9 @@ void Loop::submit(int32_t slot, const nb_request &r) {
     if (s.prompt.empty()) throw Error(NB_INVALID, "the prompt has no tokens");
     const int64_t need = static_cast<int64_t>(s.prompt.size()) + r.max_tokens;
     if (need > model_->n_ctx_slot()) {
-        throw Error(NB_CONTEXT, "the prompt has " + std::to_string(s.prompt.size()) + " tokens and " + std::to_string(r.max_tokens) +
-                                    " are to be generated: " + std::to_string(need) + " do not fit the slot's context of " +
-                                    std::to_string(model_->n_ctx_slot()) + " tokens");
+        throw Error(NB_CONTEXT, "the prompt has " + std::to_string(s.prompt.size()) + " tokens and " +
+                                    std::to_string(r.max_tokens) + " are to be generated: " + std::to_string(need) +
+                                    " do not fit the slot's context of " + std::to_string(model_->n_ctx_slot()) + " tokens");
     }
 
     s.req        = r;
@@ -211,13 +213,13 @@ void Loop::wait(int32_t slot, int32_t seen, int64_t timeout_ns, nb_result *out) 
         if (s.result.finish == NB_FINISH_ERROR) throw Error(s.result.status, s.why);
         return;
     }
-    *out            = nb_result{};
-    out->tokens     = s.tokens.get();
-    out->text       = s.text.get();
-    out->n_tokens   = static_cast<int32_t>(p);
-    out->text_len   = p == 0 ? 0 : s.tokens.get()[p - 1].text_end;
-    out->n_prompt   = s.result.n_prompt;
-    out->t_submit   = s.result.t_submit;
+    *out          = nb_result{};
+    out->tokens   = s.tokens.get();
+    out->text     = s.text.get();
+    out->n_tokens = static_cast<int32_t>(p);
+    out->text_len = p == 0 ? 0 : s.tokens.get()[p - 1].text_end;
+    out->n_prompt = s.result.n_prompt;
+    out->t_submit = s.result.t_submit;
     if (late) throw Error(NB_TIMEOUT, "the time limit passed; the request goes on");
 }
 
@@ -366,10 +368,10 @@ void Loop::append(Slot &s, int32_t id, int64_t t, bool visible) {
         std::memcpy(s.text.get() + s.text_raw, piece.data(), piece.size());
         s.text_raw += piece.size();
     }
-    const size_t held = utf8_unfinished(s.text.get(), s.text_raw);
+    const size_t held                                           = utf8_unfinished(s.text.get(), s.text_raw);
     s.tokens.get()[s.published.load(std::memory_order_relaxed)] = {t, id, static_cast<int32_t>(s.text_raw - held)};
-    s.result.text_len  = static_cast<int32_t>(s.text_raw - held);
-    s.result.held_back = static_cast<int32_t>(held);
+    s.result.text_len                                           = static_cast<int32_t>(s.text_raw - held);
+    s.result.held_back                                          = static_cast<int32_t>(held);
 }
 
 void Loop::finish(Slot &s, int32_t how) {

@@ -42,10 +42,10 @@ class Vocab {
 
     virtual void tokenize(std::string_view text, uint32_t flags, std::vector<int32_t> *out) const = 0;
     // piece returns the bytes of a token, "" for control tokens.
-    virtual std::string_view            piece(int32_t id) const    = 0;
-    virtual int32_t                     n_vocab() const            = 0;
-    virtual size_t                      longest_piece() const      = 0; // bytes
-    virtual const std::vector<int32_t> &end_tokens() const         = 0; // that end a generation
+    virtual std::string_view            piece(int32_t id) const = 0;
+    virtual int32_t                     n_vocab() const         = 0;
+    virtual size_t                      longest_piece() const   = 0; // bytes
+    virtual const std::vector<int32_t> &end_tokens() const      = 0; // that end a generation
 };
 
 // Model is what the loop steps. decode, logits and clear are called by the
@@ -54,11 +54,11 @@ class Model {
   public:
     virtual ~Model() = default;
 
-    virtual const Vocab &vocab() const                                       = 0;
-    virtual void         info(nb_info *out) const                            = 0; // all but load_ns
-    virtual void         memory(std::vector<nb_memory> *rows) const          = 0;
-    virtual int32_t      n_slots() const                                     = 0;
-    virtual int32_t      n_ctx_slot() const                                  = 0;
+    virtual const Vocab &vocab() const                              = 0;
+    virtual void         info(nb_info *out) const                   = 0; // all but load_ns
+    virtual void         memory(std::vector<nb_memory> *rows) const = 0;
+    virtual int32_t      n_slots() const                            = 0;
+    virtual int32_t      n_ctx_slot() const                         = 0;
 
     // decode computes a batch and returns when its results are on the host.
     // Throws Error; the batch's slots are then cleared by the caller.
@@ -102,12 +102,12 @@ class Loop {
     void  append(Slot &s, int32_t id, int64_t t, bool visible);
     void  finish(Slot &s, int32_t how);
 
-    std::unique_ptr<Model>             model_;
-    const int32_t                      chunk_;
-    Sampler                            sampler_;
-    std::vector<std::unique_ptr<Slot>> slots_;
-    std::vector<Slot *>                active_; // of the loop's thread; oldest first
-    std::vector<Entry>                 batch_;
+    std::unique_ptr<Model>                  model_;
+    const int32_t                           chunk_;
+    Sampler                                 sampler_;
+    std::vector<std::unique_ptr<Slot>>      slots_;
+    std::vector<Slot *>                     active_; // of the loop's thread; oldest first
+    std::vector<Entry>                      batch_;
     std::vector<std::pair<Slot *, int32_t>> wanted_; // whose logits, at which entry
 
     std::mutex              mutex_; // guards queued_, stop_ and the hand-over of slots

@@ -186,9 +186,11 @@ class LoneVocab : public Vocab {
 class Threads {
   public:
     Threads(llama_context *ctx, int32_t decode, int32_t batch) {
-        auto *reg  = ggml_backend_dev_backend_reg(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
-        auto *make = reinterpret_cast<decltype(ggml_threadpool_new) *>(ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_new"));
-        free_      = reinterpret_cast<decltype(ggml_threadpool_free) *>(ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_free"));
+        auto *reg = ggml_backend_dev_backend_reg(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
+        auto *make =
+            reinterpret_cast<decltype(ggml_threadpool_new) *>(ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_new"));
+        free_ =
+            reinterpret_cast<decltype(ggml_threadpool_free) *>(ggml_backend_reg_get_proc_address(reg, "ggml_threadpool_free"));
         if (!make || !free_) return; // llama.cpp then makes its own
         auto p  = ggml_threadpool_params_default(decode);
         decode_ = make(&p);
@@ -206,7 +208,7 @@ class Threads {
     Threads &operator=(const Threads &) = delete;
 
   private:
-    decltype(ggml_threadpool_free) *free_ = nullptr;
+    decltype(ggml_threadpool_free) *free_   = nullptr;
     ggml_threadpool_t               decode_ = nullptr, batch_ = nullptr;
 };
 
@@ -218,8 +220,8 @@ class LlamaModel : public Model {
         const int32_t trained = llama_model_n_ctx_train(model_.get());
         n_ctx_slot_           = p.n_ctx_slot > 0 ? p.n_ctx_slot : trained;
         if (n_ctx_slot_ > trained) {
-            throw Error(NB_CONTEXT, "a context of " + std::to_string(n_ctx_slot_) + " tokens was asked for; the model was made for " +
-                                        std::to_string(trained));
+            throw Error(NB_CONTEXT, "a context of " + std::to_string(n_ctx_slot_) +
+                                        " tokens was asked for; the model was made for " + std::to_string(trained));
         }
         llama_context_params cp = llama_context_default_params();
         cp.n_ctx                = static_cast<uint32_t>(n_ctx_slot_) * static_cast<uint32_t>(p.n_slots);
@@ -229,16 +231,16 @@ class LlamaModel : public Model {
         cp.n_threads            = p.n_threads;
         cp.n_threads_batch      = p.n_threads_batch;
         cp.flash_attn_type      = static_cast<llama_flash_attn_type>(p.flash_attn);
-        cp.type_k = cp.type_v   = p.kv_type == NB_KV_F32 ? GGML_TYPE_F32 : GGML_TYPE_F16;
-        cp.kv_unified           = false; // a KV stream per slot: attention reads its own tokens only
-        cp.no_perf              = true;
+        cp.type_k = cp.type_v = p.kv_type == NB_KV_F32 ? GGML_TYPE_F32 : GGML_TYPE_F16;
+        cp.kv_unified         = false; // a KV stream per slot: attention reads its own tokens only
+        cp.no_perf            = true;
         llama_log().clear();
         ctx_.reset(llama_init_from_model(model_.get(), cp));
         if (!ctx_) {
             const std::string why    = llama_log().reason();
             const bool        memory = why.find("alloc") != std::string::npos || why.find("memory") != std::string::npos;
-            throw Error(memory ? NB_MEMORY : NB_INTERNAL,
-                        "no context of " + std::to_string(p.n_slots) + " slots of " + std::to_string(n_ctx_slot_) + " tokens: " + why);
+            throw Error(memory ? NB_MEMORY : NB_INTERNAL, "no context of " + std::to_string(p.n_slots) + " slots of " +
+                                                              std::to_string(n_ctx_slot_) + " tokens: " + why);
         }
         threads_ = std::make_unique<Threads>(ctx_.get(), p.n_threads, p.n_threads_batch);
         params_  = p;
@@ -275,7 +277,8 @@ class LlamaModel : public Model {
         std::string devices;
         for (int32_t i = 0; i < llama_model_n_devices(m); i++) {
             ggml_backend_dev_t dev = llama_model_get_device(m, i);
-            devices += std::string(devices.empty() ? "" : ", ") + ggml_backend_dev_name(dev) + ": " + ggml_backend_dev_description(dev);
+            devices +=
+                std::string(devices.empty() ? "" : ", ") + ggml_backend_dev_name(dev) + ": " + ggml_backend_dev_description(dev);
         }
         if (devices.empty()) {
             devices = std::string("CPU: ") + ggml_backend_dev_description(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
@@ -310,8 +313,9 @@ class LlamaModel : public Model {
             batch_.logits[i]    = batch[i].logits;
         }
         const int32_t rc = llama_decode(ctx_.get(), batch_);
-        if (rc != 0) throw Error(NB_INTERNAL, "llama_decode of " + std::to_string(batch_.n_tokens) + " tokens returned " +
-                                                  std::to_string(rc) + ": " + llama_log().reason());
+        if (rc != 0)
+            throw Error(NB_INTERNAL, "llama_decode of " + std::to_string(batch_.n_tokens) + " tokens returned " +
+                                         std::to_string(rc) + ": " + llama_log().reason());
         llama_synchronize(ctx_.get());
     }
 
@@ -338,7 +342,8 @@ std::unique_ptr<Model> load_model(const nb_params &p, nb_progress *progress) {
     }
     if (p.prefill_chunk > p.n_batch || p.n_slots > p.n_batch) {
         throw Error(NB_INVALID, "the batch of " + std::to_string(p.n_batch) + " tokens must hold the prefill chunk (" +
-                                    std::to_string(p.prefill_chunk) + ") and one token of each slot (" + std::to_string(p.n_slots) + ")");
+                                    std::to_string(p.prefill_chunk) + ") and one token of each slot (" +
+                                    std::to_string(p.n_slots) + ")");
     }
     llama_model_params mp = llama_model_default_params();
     mp.n_gpu_layers       = p.n_gpu_layers;

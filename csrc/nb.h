@@ -40,7 +40,7 @@ enum {
 };
 
 typedef struct nb_engine nb_engine; // model + context + the loop that steps all slots
-typedef struct nb_vocab nb_vocab;   // tokenizer only
+typedef struct nb_vocab  nb_vocab;  // tokenizer only
 
 // Written by open while it runs, readable from another thread all the time.
 typedef struct {
@@ -53,42 +53,42 @@ enum { NB_KV_F16 = 0, NB_KV_F32 = 1 };
 
 typedef struct {
     const char *model_path;
-    const char *plugin_dir;   // where the backend plugins lie; NULL: beside the library
-    int32_t n_slots;          // sequences decoded in one batch, >= 1
-    int32_t n_ctx_slot;       // tokens a slot may hold, prompt and output; 0: the model's own
-    int32_t n_batch;          // largest logical batch
-    int32_t n_ubatch;         // largest physical batch
-    int32_t prefill_chunk;    // prompt tokens computed between two decode steps
-    int32_t n_threads;        // decode
-    int32_t n_threads_batch;  // prefill
-    int32_t n_gpu_layers;     // -1: all
-    int32_t flash_attn;       // NB_FA_*
-    int32_t kv_type;          // NB_KV_*
+    const char *plugin_dir;      // where the backend plugins lie; NULL: beside the library
+    int32_t     n_slots;         // sequences decoded in one batch, >= 1
+    int32_t     n_ctx_slot;      // tokens a slot may hold, prompt and output; 0: the model's own
+    int32_t     n_batch;         // largest logical batch
+    int32_t     n_ubatch;        // largest physical batch
+    int32_t     prefill_chunk;   // prompt tokens computed between two decode steps
+    int32_t     n_threads;       // decode
+    int32_t     n_threads_batch; // prefill
+    int32_t     n_gpu_layers;    // -1: all
+    int32_t     flash_attn;      // NB_FA_*
+    int32_t     kv_type;         // NB_KV_*
 } nb_params;
 
 typedef struct {
     int64_t n_params;
-    int64_t model_bytes;      // of all tensors
+    int64_t model_bytes; // of all tensors
     int32_t n_ctx_train;
-    int32_t n_ctx_slot;       // what a slot really got
+    int32_t n_ctx_slot; // what a slot really got
     int32_t n_slots;
     int32_t n_vocab;
     int32_t n_batch;
     int32_t n_ubatch;
     int32_t n_threads;
     int32_t n_threads_batch;
-    int32_t flash_attn;       // what was decided
-    int32_t add_bos;          // tokenizing a prompt adds one BOS
-    int64_t load_ns;          // time of open
-    char    desc[128];        // "gpt2 0.1B F16"
-    char    ftype[64];        // "F16"
-    char    arch[32];         // "gpt2"
-    char    device[256];      // devices that compute, comma separated
+    int32_t flash_attn;  // what was decided
+    int32_t add_bos;     // tokenizing a prompt adds one BOS
+    int64_t load_ns;     // time of open
+    char    desc[128];   // "gpt2 0.1B F16"
+    char    ftype[64];   // "F16"
+    char    arch[32];    // "gpt2"
+    char    device[256]; // devices that compute, comma separated
 } nb_info;
 
 typedef struct {
-    char    device[64];       // CPU, CUDA0, …
-    int64_t weights;          // bytes
+    char    device[64]; // CPU, CUDA0, …
+    int64_t weights;    // bytes
     int64_t kv;
     int64_t compute;
 } nb_memory;
@@ -101,19 +101,19 @@ enum {
 };
 
 typedef struct {
-    const char    *prompt;       // UTF-8, not terminated; or NULL
-    const int32_t *tokens;       // token ids instead of prompt; or NULL
-    int64_t        prompt_len;   // bytes of prompt, or number of tokens
+    const char    *prompt;     // UTF-8, not terminated; or NULL
+    const int32_t *tokens;     // token ids instead of prompt; or NULL
+    int64_t        prompt_len; // bytes of prompt, or number of tokens
     uint64_t       seed;
-    float          temperature;  // 0: greedy
-    float          top_p;        // (0, 1]
-    int32_t        max_tokens;   // >= 1
-    uint32_t       flags;        // NB_REQ_*
+    float          temperature; // 0: greedy
+    float          top_p;       // (0, 1]
+    int32_t        max_tokens;  // >= 1
+    uint32_t       flags;       // NB_REQ_*
 } nb_request;
 
 // One generated token.
 typedef struct {
-    int64_t t_ns;     // its id was on the host
+    int64_t t_ns; // its id was on the host
     int32_t id;
     int32_t text_end; // bytes of text that were complete after it
 } nb_token;
@@ -125,25 +125,25 @@ enum { NB_RUNNING = 0, NB_FINISH_LENGTH = 1, NB_FINISH_STOP = 2, NB_FINISH_CANCE
 // submit or close.
 typedef struct {
     const nb_token *tokens;
-    const char     *text;        // UTF-8; a sequence that is not whole is held back
-    int32_t n_tokens;
-    int32_t text_len;
-    int32_t finish;              // NB_RUNNING, NB_FINISH_*
-    int32_t n_prompt;            // prompt tokens, BOS included
-    int32_t held_back;           // bytes of an unfinished UTF-8 sequence at the end
-    int32_t status;              // nb_status behind NB_FINISH_ERROR
-    int64_t t_submit, t_end;
+    const char     *text; // UTF-8; a sequence that is not whole is held back
+    int32_t         n_tokens;
+    int32_t         text_len;
+    int32_t         finish;    // NB_RUNNING, NB_FINISH_*
+    int32_t         n_prompt;  // prompt tokens, BOS included
+    int32_t         held_back; // bytes of an unfinished UTF-8 sequence at the end
+    int32_t         status;    // nb_status behind NB_FINISH_ERROR
+    int64_t         t_submit, t_end;
     // Where the time went; see bench.Phases.
     int64_t tokenize, queue, prefill, decode, sampling, detokenize;
 } nb_result;
 
 typedef struct {
-    uint32_t abi;        // NB_ABI
-    uint32_t size;       // sizeof(nb_api)
+    uint32_t    abi;         // NB_ABI
+    uint32_t    size;        // sizeof(nb_api)
     const char *source_hash; // of csrc/ and the llama.cpp pin
     const char *engine;      // "llama.cpp v0.5.0"
     const char *build;       // compiler, flags
-    uint32_t sizes[8];   // sizeof nb_params, nb_info, nb_memory, nb_request, nb_token, nb_result, nb_progress; 0
+    uint32_t    sizes[8];    // sizeof nb_params, nb_info, nb_memory, nb_request, nb_token, nb_result, nb_progress; 0
 
     // open loads the model, makes the context and starts the loop. May take
     // minutes; progress may be NULL.
@@ -155,7 +155,8 @@ typedef struct {
     nb_status (*memory)(nb_engine *e, nb_memory *rows, int32_t cap, int32_t *n, char *err, size_t errlen);
 
     // tokenize returns in n the number of ids there are; writes at most cap.
-    nb_status (*tokenize)(nb_engine *e, const char *text, int64_t len, uint32_t flags, int32_t *ids, int32_t cap, int32_t *n, char *err, size_t errlen);
+    nb_status (*tokenize)(nb_engine *e, const char *text, int64_t len, uint32_t flags, int32_t *ids, int32_t cap, int32_t *n,
+                          char *err, size_t errlen);
 
     // submit hands a request to a slot: tokenizes it in the calling thread and
     // queues it. One request per slot at a time.
@@ -168,7 +169,8 @@ typedef struct {
 
     nb_status (*vocab_open)(const char *gguf_path, nb_vocab **out, char *err, size_t errlen);
     void (*vocab_close)(nb_vocab *v);
-    nb_status (*vocab_tokenize)(nb_vocab *v, const char *text, int64_t len, uint32_t flags, int32_t *ids, int32_t cap, int32_t *n, char *err, size_t errlen);
+    nb_status (*vocab_tokenize)(nb_vocab *v, const char *text, int64_t len, uint32_t flags, int32_t *ids, int32_t cap, int32_t *n,
+                                char *err, size_t errlen);
     nb_status (*vocab_piece)(nb_vocab *v, int32_t id, char *buf, int32_t cap, int32_t *n, char *err, size_t errlen);
 
     // log copies the engine library's last log lines (newest last).

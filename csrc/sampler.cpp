@@ -6,7 +6,8 @@
 // The hot loops are compiled for several instruction sets and picked at load
 // time, so that one library is fast on every x86-64. Sanitizers instrument the
 // resolvers before their runtime is up, so they get the plain version.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(NB_NO_CLONES)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) &&               \
+    !defined(NB_NO_CLONES)
 #define NB_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
 #define NB_CLONES
@@ -35,7 +36,7 @@ NB_CLONES float max_of(const float *x, int32_t n) {
 // the exponent bits. Below -87 the result is 0: such a token's probability is
 // under 1e-37 of the best one's.
 inline float exp_nonpositive(float x) {
-    const float clipped = x > -87.0f ? x : -87.0f; // NaN too
+    const float clipped = x > -87.0f ? x : -87.0f;                             // NaN too
     const float k       = (clipped * 1.44269504f + 12582912.0f) - 12582912.0f; // rounds to the nearest integer
     const float r       = (clipped - k * 0.693145752f) - k * 1.42860677e-6f;   // ln2 in two parts
     float       p       = 1.0f / 5040.0f;
@@ -47,14 +48,14 @@ inline float exp_nonpositive(float x) {
     p                   = p * r + 1.0f;
     p                   = p * r + 1.0f;
     const uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(k) + 127) << 23;
-    float         scale;
+    float          scale;
     std::memcpy(&scale, &bits, sizeof scale);
     return x >= -87.0f ? p * scale : 0.0f;
 }
 
 // Writes the weights of n <= a block's logits, returns their sum and maximum.
 NB_CLONES double weigh_block(const float *logits, int32_t n, float max, float inv_t, float *weight, float *largest) {
-    float sum[kLanes] = {0}, top[kLanes] = {0};
+    float   sum[kLanes] = {0}, top[kLanes] = {0};
     int32_t i = 0;
     for (; i + kLanes <= n; i += kLanes) {
         for (int l = 0; l < kLanes; l++) {
@@ -101,8 +102,7 @@ double uniform(uint64_t seed, uint64_t index) {
 }
 
 Sampler::Sampler(int32_t n_vocab)
-    : n_(n_vocab), weight_(n_vocab), block_sum_((n_vocab + kBlock - 1) / kBlock), block_max_(block_sum_.size()),
-      cand_(n_vocab) {}
+    : n_(n_vocab), weight_(n_vocab), block_sum_((n_vocab + kBlock - 1) / kBlock), block_max_(block_sum_.size()), cand_(n_vocab) {}
 
 // weigh fills weight_ and the blocks' sums and maxima; returns the total.
 double Sampler::weigh(const float *logits, float temperature) {

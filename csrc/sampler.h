@@ -46,8 +46,8 @@ class Sampler {
 
     int32_t                n_;
     int32_t                nucleus_ = 0;
-    std::vector<float>     weight_;     // exp((logit - max) / temperature), in (0, 1]
-    std::vector<double>    block_sum_;  // of weight_, per block
+    std::vector<float>     weight_;    // exp((logit - max) / temperature), in (0, 1]
+    std::vector<double>    block_sum_; // of weight_, per block
     std::vector<float>     block_max_;
     std::vector<Candidate> cand_;
 };

@@ -62,7 +62,7 @@ func TestOpenFails(t *testing.T) {
 			w.WriteHeader(503)
 			fmt.Fprint(w, `{"error":{"code":503,"message":"Loading model"}}`)
 		}), nil, []string{"is not ready", "503", "Loading model"}},
-		{"redirect", handler("/health", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/x", 302) }), nil, []string{"is not ready", "302"}},
+		{"redirect", handler("/health", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/x", http.StatusFound) }), nil, []string{"is not ready", "302"}},
 		{"another kind of server", handler("/props", http.NotFound), nil, []string{"does not say who it is", "another kind of server", "/props answers 404"}},
 		{"props that are no JSON", handler("/props", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "hello") }), nil, []string{"not the expected JSON"}},
 		{"another model", good, func(c *Config) { c.Model = "llama" }, []string{`serves model "m", not "llama"`}},

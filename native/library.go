@@ -20,13 +20,15 @@ import (
 
 // The sizes are laid down here too: a change of nb.h that only one side saw is
 // a compile error here, or a refusal when the library is opened.
-var _ = [1]struct{}{}[unsafe.Sizeof(C.nb_params{})-56]
-var _ = [1]struct{}{}[unsafe.Sizeof(C.nb_info{})-544]
-var _ = [1]struct{}{}[unsafe.Sizeof(C.nb_memory{})-88]
-var _ = [1]struct{}{}[unsafe.Sizeof(C.nb_request{})-48]
-var _ = [1]struct{}{}[unsafe.Sizeof(C.nb_token{})-16]
-var _ = [1]struct{}{}[unsafe.Sizeof(C.nb_result{})-104]
-var _ = [1]struct{}{}[unsafe.Sizeof(C.nb_progress{})-8]
+var (
+	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_params{})-56]
+	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_info{})-544]
+	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_memory{})-88]
+	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_request{})-48]
+	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_token{})-16]
+	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_result{})-104]
+	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_progress{})-8]
+)
 
 // Build describes an engine library.
 type Build struct {

@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "cdbd5c621160856c60f73f5c99ecb5ac42cd943ca19c091f76dc9faec9cc69b1"
+const SourceHash = "a9289a8222386ea4d92c2184433e4c25ab024f39c2b1ced503c96f2cffc54232"

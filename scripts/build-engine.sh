@@ -153,10 +153,11 @@ rm "$engine/complete"
 build="$compiler; $(printf '%s ' "${cpu[@]}" | tr ' ' '\n' | sed -n 's/-DGGML_\(.*\)=ON/\1/p' | tr '\n' ' ')"
 opts=(-std=c++17 -fPIC -shared -fvisibility=hidden -Wall -Wextra -O3 "-DNB_SOURCE_HASH=\"$hash\"" "-DNB_BUILD=\"${build% }\"")
 case $sanitize in
-    address) opts+=(-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -DNB_NO_CLONES) ;;
+    address) opts+=(-O1 -g -fsanitize=address -fsanitize=undefined -fno-sanitize-recover=undefined -DNB_NO_CLONES) ;;
     thread) opts+=(-O1 -g -fsanitize=thread -DNB_NO_CLONES) ;;
 esac
 ours=(csrc/api.cpp csrc/loop.cpp csrc/sampler.cpp)
+# shellcheck disable=SC2016 # $ORIGIN is for the dynamic loader
 "$cxx" "${opts[@]}" "-DNB_ENGINE=\"llama.cpp $LLAMA_TAG\"" -I"$src/include" -I"$src/ggml/include" -I"$src/src" \
     csrc/nb.cpp "${ours[@]}" -L"$llama" -lllama -lggml -lggml-base -pthread '-Wl,-rpath,$ORIGIN' -o "$engine/libnb.so"
 mkdir "$engine/fake"

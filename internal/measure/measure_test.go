@@ -173,8 +173,10 @@ func TestOneTokenHasNoGap(t *testing.T) {
 //	worker 1     |100 ------- 600|600 ------- 1100|
 func TestSteadyPart(t *testing.T) {
 	g := Group{Mode: Sync, Concurrency: 2, Cells: []Cell{{Requests: []Request{
-		{Trace: whole(1000, 400, 8), Worker: 0}, {Trace: whole(1100, 500, 10), Worker: 1},
-		{Trace: whole(1400, 400, 8), Worker: 0}, {Trace: whole(1600, 500, 10), Worker: 1},
+		{Trace: whole(1000, 400, 8), Worker: 0},
+		{Trace: whole(1100, 500, 10), Worker: 1},
+		{Trace: whole(1400, 400, 8), Worker: 0},
+		{Trace: whole(1600, 500, 10), Worker: 1},
 	}}}}
 	s := Summarize(g)
 	near(t, "req_per_s", s.Get("req_per_s").Median, 4/1.1)

@@ -212,8 +212,12 @@ func TestNumbers(t *testing.T) {
 		r, lo, hi float64
 		want      string
 	}{
-		{1.023, 0.98, 1.07, "1.02× [0.98–1.07]"}, {1.0234, 1.021, 1.026, "1.023× [1.021–1.026]"}, {12.34, math.NaN(), math.NaN(), "12.3× "},
-		{0.0123, math.NaN(), math.NaN(), "0.012× "}, {345.6, 300, 400, "346× [300–400]"}, {math.NaN(), 1, 2, "— "},
+		{1.023, 0.98, 1.07, "1.02× [0.98–1.07]"},
+		{1.0234, 1.021, 1.026, "1.023× [1.021–1.026]"},
+		{12.34, math.NaN(), math.NaN(), "12.3× "},
+		{0.0123, math.NaN(), math.NaN(), "0.012× "},
+		{345.6, 300, 400, "346× [300–400]"},
+		{math.NaN(), 1, 2, "— "},
 	} {
 		if ratio, interval := ratioText(c.r, c.lo, c.hi); ratio+" "+interval != c.want {
 			t.Errorf("%v: %q, want %q", c.r, ratio+" "+interval, c.want)
