@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "a9289a8222386ea4d92c2184433e4c25ab024f39c2b1ced503c96f2cffc54232"
+const SourceHash = "4e5c24589d270c795ab84152e4b9cefaee00ad66f04aa23cd1c0ec70777c23ed"

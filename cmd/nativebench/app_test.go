@@ -1,0 +1,283 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/nativebench/nativebench/internal/gguf"
+)
+
+// Everything that is refused is refused in one line that says what to do, with
+// status 2, before anything is started or written.
+func TestRefusals(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("XDG_CACHE_HOME", filepath.Join(dir, "cache"))
+	file := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	run := filepath.Join(dir, "run")
+	if code, _, stderr := invoke(t, "run", "--backend", "fake", "--task", "chat", "--mode", "sync", "--repeat", "1", "--requests", "1", "--out", run, "--format", "none"); code != 0 {
+		t.Fatalf("code %d: %s", code, stderr)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "there"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	text := file("text.txt", "not a model")
+	prompts := file("prompts.jsonl", `{"prompt":"a","task":"code"}`+"\n")
+	badPrompts := file("bad.jsonl", `{"promt":"a"}`+"\n")
+
+	none := filepath.Join(dir, "none")
+	whole := writeGGUF(t, filepath.Join(dir, "whole.gguf"), "gpt2", 1024, 64, true)
+	cut := file("cut.gguf", string(whole[:len(whole)-1]))
+	broken := append([]byte(nil), whole...)
+	copy(broken[24:], "\xff\xff\xff\xff\xff\xff\xff\x7f") // the length of the first key
+	corrupted := file("corrupted.gguf", string(broken))
+	writeGGUF(t, filepath.Join(dir, "llama.gguf"), "llama", 1024, 64, true)
+	writeGGUF(t, filepath.Join(dir, "short.gguf"), "gpt2", 64, 64, true)
+	writeGGUF(t, filepath.Join(dir, "vocab.gguf"), "gpt2", 1024, 64, false)
+
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	weights := func(path string) []string { return []string{"compare", "--backends", "holder", "--weights", path} }
+
+	lines := [][]string{
+		{"bogus"},
+		{"--bogus"},
+		{"compare", "chat"},
+		{"compare", "--modle", "gpt2"},
+		{"compare", "--repeat"},
+		{"compare", "--repeat", "0"},
+		{"compare", "--repeat", "many"},
+		{"compare", "--cooldown", "5"},
+		{"compare", "--model", "gpt3"},
+		{"compare", "--task", "chatt"},
+		{"compare", "--task", "chat,chat"},
+		{"compare", "--backends", "natve"},
+		{"compare", "--backends", "fake,absent"},
+		{"compare", "--mode", "async"},
+		{"compare", "--concurrency", "0"},
+		{"compare", "--concurrency", "1,x"},
+		{"compare", "--requests", "0"},
+		{"compare", "--warmup", "-1"},
+		{"compare", "--seed", "-1"},
+		{"compare", "--seed", "4294967296"},
+		{"compare", "--max-tokens", "2000"},
+		{"compare", "--ctx", "5000"},
+		{"compare", "--flash-attn", "maybe"},
+		{"compare", "--cache-type", "q4"},
+		{"compare", "--request-timeout", "0s"},
+		{"compare", "--format", "pdf", "--backends", "fake"},
+		{"compare", "--backends", "fake", "--out", run},
+		{"compare", "--backends", "fake", "--out", filepath.Join(dir, "there")},
+		{"compare", "--backends", "fake", "--out", text},
+		{"compare", "--backends", "fake", "--out", filepath.Join(text, "run")},
+		{"compare", "--backends", "fake", "--out", "/proc/run"},
+		{"compare", "--backends", "fake", "--prompts", filepath.Join(dir, "none.jsonl")},
+		{"compare", "--backends", "fake", "--prompts", badPrompts},
+		{"compare", "--backends", "fake", "--prompts", prompts, "--task", "chat"},
+		{"compare", "--backends", "fake", "--prompt-tokens", "32"},
+		weights(none),
+		weights(dir),
+		weights(text),
+		weights(cut),
+		weights(corrupted),
+		weights(filepath.Join(dir, "llama.gguf")),
+		weights(filepath.Join(dir, "short.gguf")),
+		weights(filepath.Join(dir, "vocab.gguf")),
+		append(weights(filepath.Join(dir, "whole.gguf")), "--model", "gpt2,phi-2"),
+		{"compare", "--backends", "holder", "--engine-dir", none},
+		{"compare", "--backends", "holder", "--model", "phi-2", "--engine-dir", none},
+		{"compare", "--backends", "holder", "--dtype", "q4", "--engine-dir", none},
+		{"compare", "--resume", none},
+		{"compare", "--resume", run, "--out", filepath.Join(dir, "new")},
+		{"compare", "--resume", run, "--requests", "7", "--task", "qa"},
+		{"compare", "--resume", run, "--backends", "twin"},
+		{"run", "--backend", "natve"},
+		{"models", "list"},
+		{"models", "show"},
+		{"models", "show", "gpt3"},
+		{"models", "synth", "gpt2", "-o", run},
+		{"completion"},
+		{"completion", "tcsh"},
+		{"cell"},
+	}
+	var got strings.Builder
+	for _, args := range lines {
+		code, stdout, stderr := invoke(t, args...)
+		if code != exitUsage || stdout != "" || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("%q: status %d, stdout %q, stderr %q", args, code, stdout, stderr)
+		}
+		fmt.Fprintf(&got, "$ nativebench %s\n%s", strings.Join(args, " "), stderr)
+	}
+	golden(t, "refusals.golden", strings.ReplaceAll(got.String(), dir, "DIR"))
+	if now, _ := os.ReadDir(dir); len(now) != len(files) {
+		t.Errorf("something was written: %v", now)
+	}
+}
+
+// writeGGUF writes a file with the header of a model of one layer.
+func writeGGUF(t *testing.T, path, arch string, context, width uint32, tensors bool) []byte {
+	t.Helper()
+	kv := []gguf.KV{
+		{Key: "general.architecture", Value: arch},
+		{Key: arch + ".context_length", Value: context},
+		{Key: arch + ".block_count", Value: uint32(1)},
+		{Key: arch + ".embedding_length", Value: width},
+		{Key: arch + ".attention.head_count", Value: uint32(1)},
+		{Key: gguf.SyntheticKey, Value: true},
+		{Key: gguf.SeedKey, Value: uint64(3)},
+	}
+	var list []gguf.Tensor
+	if tensors {
+		list = append(list, gguf.Tensor{Name: "token_embd.weight", Dims: []int64{32}})
+	}
+	var b bytes.Buffer
+	err := gguf.Write(&b, kv, list, func(t gguf.Tensor, w io.Writer) error {
+		_, err := w.Write(make([]byte, t.Bytes()))
+		return err
+	})
+	if err == nil {
+		err = os.WriteFile(path, b.Bytes(), 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// Need and free memory are compared before anything is loaded; --yes goes on.
+func TestTooLittleMemoryIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	writeGGUF(t, filepath.Join(dir, "wide.gguf"), "gpt2", 1024, 1<<20, true) // 4 MiB of cache for a token
+	args := []string{"compare", "--backends", "holder", "--weights", filepath.Join(dir, "wide.gguf"), "--task", "chat", "--concurrency", "1,4096", "--out", filepath.Join(dir, "run"), "--dry-run"}
+	code, _, stderr := invoke(t, args...)
+	if code != exitUsage || !strings.Contains(stderr, "gpt2 needs about 4") || !strings.Contains(stderr, "4096 slots of 256 tokens") || !strings.Contains(stderr, "--yes") {
+		t.Errorf("status %d: %s", code, stderr)
+	}
+	if code, _, stderr := invoke(t, append(args, "--yes")...); code != exitOK {
+		t.Errorf("with --yes: status %d: %s", code, stderr)
+	}
+}
+
+func TestHelp(t *testing.T) {
+	app := newApp(backends())
+	everyCommand(app.Commands, app.Name, func(cmd *cli.Command, path string) {
+		args := append(strings.Fields(path)[1:], "--help")
+		code, stdout, stderr := invoke(t, args...)
+		if code != exitOK || stderr != "" || !strings.HasPrefix(stdout, path+": ") {
+			t.Errorf("%s --help: status %d, stdout %q, stderr %q", path, code, stdout, stderr)
+		}
+		if !cmd.Hidden && !strings.Contains(stdout, "nativebench "+strings.Fields(path)[1]) {
+			t.Errorf("%s --help shows no example", path)
+		}
+		for line := range strings.Lines(stdout) {
+			if n := len([]rune(strings.TrimRight(line, "\n"))); n > helpWidth {
+				t.Errorf("%s --help: a line of %d columns: %s", path, n, line)
+			}
+		}
+	})
+	for _, args := range [][]string{{}, {"--help"}} {
+		code, stdout, _ := invoke(t, args...)
+		if code != exitOK || !strings.Contains(stdout, "compare") || strings.Contains(stdout, "\n  cell") {
+			t.Errorf("%q: status %d: %s", args, code, stdout)
+		}
+	}
+}
+
+func TestVersionStatesTheBuild(t *testing.T) {
+	code, stdout, _ := invoke(t, "--version")
+	for _, want := range []string{"nativebench", "go1.", "cgo", "engine:"} {
+		if code != exitOK || !strings.Contains(stdout, want) {
+			t.Errorf("status %d, no %q in %q", code, want, stdout)
+		}
+	}
+}
+
+func TestCompletionScripts(t *testing.T) {
+	for shell, check := range map[string][]string{
+		"bash": {"bash", "-n"},
+		"zsh":  {"zsh", "-n"},
+		"fish": {"fish", "--no-execute"},
+	} {
+		t.Run(shell, func(t *testing.T) {
+			code, script, _ := invoke(t, "completion", shell)
+			if code != exitOK || !strings.Contains(script, "nativebench") {
+				t.Fatalf("status %d: %q", code, script)
+			}
+			if _, err := exec.LookPath(check[0]); err != nil {
+				t.Skipf("the script was printed, but there is no %s here to parse it", shell)
+			}
+			path := filepath.Join(t.TempDir(), "script")
+			if err := os.WriteFile(path, []byte(script), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := exec.Command(check[0], append(check[1:], path)...).CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+		})
+	}
+}
+
+// The bash script, asked as bash asks it, offers commands, flags and shells.
+func TestBashCompletes(t *testing.T) {
+	if _, err := exec.LookPath("bash"); err != nil {
+		t.Skip("no bash here")
+	}
+	bin := t.TempDir()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(exe, filepath.Join(bin, "nativebench")); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		words string // typed so far, the last one being completed
+		want  string
+	}{
+		{"nativebench com", "compare"},
+		{"nativebench compare --conc", "--concurrency"},
+		{"nativebench completion f", "fish"},
+	} {
+		script := fmt.Sprintf(`source <(nativebench completion bash); COMP_WORDS=(%s); COMP_CWORD=$((${#COMP_WORDS[@]}-1)); _nativebench; printf '%%s\n' "${COMPREPLY[@]}"`, tc.words)
+		cmd := exec.Command("bash", "-c", script)
+		cmd.Env = append(os.Environ(), asProgram+"=1", "GORACE="+noSleep, "PATH="+bin+":"+os.Getenv("PATH"))
+		out, err := cmd.CombinedOutput()
+		if err != nil || !slices.Contains(strings.Fields(string(out)), tc.want) {
+			t.Errorf("%q: %v, offered %q, want %q", tc.words, err, out, tc.want)
+		}
+	}
+}
+
+func TestFlagsMayComeAfterArguments(t *testing.T) {
+	app := newApp(backends())
+	for _, tc := range []struct{ in, want string }{
+		{"nb models synth gpt2 -o d --dtype f32", "nb models synth -o d --dtype f32 gpt2"},
+		{"nb models synth --out=d gpt2 --seed 3", "nb models synth --out=d --seed 3 gpt2"},
+		{"nb compare --yes --model gpt2", "nb compare --yes --model gpt2"},
+		{"nb compare x --ignore-eos y", "nb compare --ignore-eos x y"},
+		{"nb compare x -- --yes", "nb compare -- x --yes"},
+		{"nb", "nb"},
+		{"nb --version", "nb --version"},
+		{"nb compare --b --generate-bash-completion", "nb compare --b --generate-bash-completion"},
+	} {
+		if got := strings.Join(flagsFirst(app, strings.Fields(tc.in)), " "); got != tc.want {
+			t.Errorf("%q: got %q, want %q", tc.in, got, tc.want)
+		}
+	}
+}

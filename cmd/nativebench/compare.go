@@ -1,0 +1,152 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/nativebench/nativebench/internal/plan"
+	"github.com/nativebench/nativebench/internal/results"
+)
+
+func compareCommand(known registry) *cli.Command {
+	d := plan.Default()
+	var about string
+	for _, b := range known {
+		about += fmt.Sprintf("\n   %-14s %s", b.name, b.about)
+	}
+	return &cli.Command{
+		Name:  "compare",
+		Usage: "measure backends side by side: the bare model, and servers of it",
+		Description: "Examples:\n" +
+			"   nativebench compare                                      the whole experiment for gpt2\n" +
+			"   nativebench compare --task chat --mode stream --concurrency 1,4\n" +
+			"   nativebench compare --weights model.gguf --model phi-2 --repeat 5\n" +
+			"   nativebench compare --prompt-tokens 32,64,128,256,512    context scaling\n" +
+			"   nativebench compare --resume runs/20260102-030405-gpt2   complete a run\n\n" +
+			"Ctrl-C once ends the run after the requests in flight and reports what is there;\n" +
+			"twice stops now. What was measured is kept either way.\n\n" +
+			"Backends:" + about,
+		Flags: slices.Concat(
+			[]cli.Flag{&cli.StringSliceFlag{Name: "backends", Aliases: []string{"backend"}, Category: flagsWhat, Value: cli.NewStringSlice(d.Backends...), Usage: "`NAME,…`: see above; ratios are against native if it is there, else against the first"}},
+			planFlags(), weightFlags(), outputFlags()),
+		Action: func(c *cli.Context) error { return measureAction(c, known, d) },
+	}
+}
+
+// measureAction is compare and run: check, prepare, run, report.
+func measureAction(c *cli.Context, known registry, base plan.Plan) error {
+	if err := noArguments(c); err != nil {
+		return err
+	}
+	s := newSetup(c, known, base)
+	if c.IsSet("resume") {
+		var err error
+		if s, err = resumeSetup(c, known); err != nil {
+			return err
+		}
+	}
+	if err := s.check(); err != nil {
+		return err
+	}
+	stop := listen(c.Context, c.App.ErrWriter)
+	defer stop.close()
+	if err := s.readyToRun(stop, c.App.ErrWriter); err != nil {
+		if stop.stopped() {
+			return exitStatus(exitInterrupted) // nothing was measured yet
+		}
+		return err
+	}
+	manifest, err := s.newManifest(os.Args)
+	if err != nil {
+		return err
+	}
+	todo := s.todo()
+	if c.Bool("dry-run") {
+		s.header(c.App.ErrWriter, len(todo))
+		for _, i := range todo {
+			fmt.Fprintln(c.App.Writer, s.cells[i].ID())
+		}
+		return nil
+	}
+	return s.runAndReport(c, stop, manifest, todo)
+}
+
+func (s *setup) readyToRun(stop *stopper, out io.Writer) error {
+	ctx, cancel := stop.either()
+	defer cancel()
+	return s.prepare(ctx, newLiveLine(out))
+}
+
+// runAndReport runs the cells and reports the directory, however the run ends.
+func (s *setup) runAndReport(c *cli.Context, stop *stopper, manifest *results.Manifest, todo []int) (err error) {
+	x := &execution{setup: s, stop: stop, show: newProgress(c.App.ErrWriter, s.cells), manifest: manifest, attempt: map[string]int{}}
+	if x.command, err = cellProcess(); err != nil {
+		return err
+	}
+	for _, cell := range s.cells {
+		x.attempt[cell.ID()] = 1
+	}
+	if s.resumed == nil {
+		x.w, err = results.Create(s.out, manifest)
+	} else {
+		err = x.reopen(c.App.ErrWriter)
+	}
+	if err != nil {
+		return usageError{err}
+	}
+	s.header(c.App.ErrWriter, len(todo))
+	runErr := x.run(todo)
+	err = errors.Join(runErr, x.w.Close())
+	if runErr != nil {
+		err = runErr // Close repeats it
+	}
+	if err != nil {
+		fmt.Fprintf(c.App.ErrWriter, "nativebench: %v\n", err)
+	}
+	if reportErr := showRun(c.App.Writer, s.out, s.format); reportErr != nil {
+		return reportErr
+	}
+	fmt.Fprintf(c.App.ErrWriter, "\nrun directory: %s\n", s.out)
+	switch {
+	case err != nil:
+		return exitStatus(exitError)
+	case stop.stopped():
+		fmt.Fprintf(c.App.ErrWriter, "stopped; complete it with: nativebench %s --resume %s\n", c.Command.Name, s.out)
+		return exitStatus(exitInterrupted)
+	case x.failed > 0:
+		return exitStatus(exitCellsFailed)
+	}
+	return nil
+}
+
+// reopen takes a run up where it was left.
+func (x *execution) reopen(out io.Writer) error {
+	differences, err := x.sameRun(x.manifest)
+	if err != nil {
+		return err
+	}
+	w, run, err := results.Resume(x.out)
+	if err != nil {
+		return err
+	}
+	x.w, x.resumed, x.manifest = w, run, &run.Manifest
+	for _, c := range x.cells {
+		x.attempt[c.ID()] = run.NextAttempt(c.ID())
+	}
+	for _, d := range run.Damage {
+		fmt.Fprintln(out, "note: "+d)
+	}
+	for _, d := range differences {
+		fmt.Fprintln(out, "warning: "+d)
+	}
+	if len(differences) > 0 {
+		x.manifest.Environment.Warnings = append(x.manifest.Environment.Warnings, differences...)
+		return w.SetManifest(x.manifest)
+	}
+	return nil
+}

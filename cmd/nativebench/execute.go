@@ -1,0 +1,251 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/nativebench/nativebench/internal/bench"
+	"github.com/nativebench/nativebench/internal/plan"
+	"github.com/nativebench/nativebench/internal/results"
+	"github.com/nativebench/nativebench/internal/runner"
+)
+
+// execution runs the cells of a setup into a run directory. It is the only
+// writer of the directory.
+type execution struct {
+	*setup
+	stop *stopper
+	show *progress
+
+	w        *results.Writer
+	manifest *results.Manifest
+	attempt  map[string]int // the next one, by cell
+	seats    *seats
+	command  []string // argv of the process of a cell
+	env      []string // its environment; nil: this process's
+	failed   int      // cells that failed
+}
+
+// run measures the cells at the indices todo. Whatever a cell does is its
+// result; an error means that results cannot be kept any more.
+func (x *execution) run(todo []int) (err error) {
+	x.seats = &seats{known: x.known, place: x.place, taken: map[string]*keptSeat{}, failed: map[string]int{}, why: map[string]error{}}
+	defer func() {
+		x.show.clear()
+		if stopErr := x.seats.close(); stopErr != nil {
+			x.show.note("warning: " + stopErr.Error())
+		}
+	}()
+	for _, i := range todo {
+		if x.stop.stopped() {
+			return nil
+		}
+		if !x.pause(x.cells[i].Cooldown) {
+			return nil
+		}
+		x.show.start(i)
+		if err := x.cell(x.cells[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pause waits before a cell; false if it was cut short by a stop.
+func (x *execution) pause(d time.Duration) bool {
+	if d <= 0 {
+		return true
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-x.stop.drain:
+	case <-x.stop.ctx.Done():
+	}
+	return false
+}
+
+// place says where a backend serves a model.
+func (x *execution) place(name, modelKey string) place {
+	p := place{engine: x.engine, engineDir: x.engineDir, slots: x.slots()}
+	p.model, _ = plan.ModelByKey(modelKey) // the plan was validated
+	if m := x.models[modelKey]; m != nil {
+		p.weights, p.context = m.file, m.context
+	} else {
+		p.context = x.plan.SlotContext(p.model)
+	}
+	p.log = filepath.Join(x.w.LogDir(), name+"."+modelKey+".log")
+	return p
+}
+
+// cell runs one cell and keeps all of it.
+func (x *execution) cell(c plan.Cell) error {
+	job := x.prompts.job(c, x.attempt[c.ID()])
+	x.attempt[c.ID()]++
+	ev := results.CellEvent{Cell: job.ID, Attempt: job.Attempt, State: results.CellStarted, T: bench.Now()}
+	if err := x.w.Event(ev); err != nil {
+		return err
+	}
+	b, err := x.known.find(c.Backend)
+	if err != nil {
+		return err
+	}
+	x.show.phase("making " + b.name + " ready")
+	ctx, cancel := x.stop.either()
+	seat, started, died, err := x.seats.get(ctx, b, c.Model)
+	stopped := ctx.Err() != nil
+	cancel()
+	if died != "" {
+		x.show.note(fmt.Sprintf("%s: %s; started again", b.name, died))
+	}
+	if err != nil {
+		ev.State, ev.Class, ev.Reason = results.CellFailed, classOf(err), fmt.Sprintf("%s did not become ready: %s", b.name, oneLine(err))
+		if stopped {
+			ev.State, ev.Class, ev.Reason = results.CellInterrupted, string(bench.Cancelled), "stopped by the user before the backend was ready"
+		}
+		return x.finish(ev, 0)
+	}
+	if died != "" {
+		ev.Warnings = append(ev.Warnings, "before this cell, "+died+"; it was started again")
+	}
+	return x.measure(c, job, seat, started, ev.Warnings)
+}
+
+// measure runs the cell's process beside its telemetry.
+func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started bool, warnings []string) error {
+	with, err := json.Marshal(seat.spec)
+	if err != nil {
+		return err
+	}
+	spec, err := json.Marshal(childSpec{Backend: c.Backend, With: with})
+	if err != nil {
+		return err
+	}
+	log, err := os.OpenFile(filepath.Join(x.w.LogDir(), "cells.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		return fmt.Errorf("the log of the cells: %w", err)
+	}
+	defer log.Close()
+	fmt.Fprintf(log, "--- %s, attempt %d\n", job.ID, job.Attempt)
+
+	var watch *runner.Watcher
+	var keepErr error // of the manifest
+	failed := 0
+	child := runner.Child{
+		Command: x.command, Env: x.env, Log: log,
+		Spec:  runner.Spec{Job: job, Backend: spec},
+		Limit: c.CellTimeout + hangGrace,
+		Started: func(pid int) {
+			roots := seat.pids
+			if roots == nil {
+				own := []int{pid}
+				roots = func() []int { return own }
+			}
+			watch = runner.Watch(job.ID, roots, x.w.Sample)
+		},
+		Loading: func(share float64) { x.show.phase(fmt.Sprintf("loading the model, %.0f %%", 100*share)) },
+		Info: func(info bench.Info) {
+			entry := seat.entry
+			entry.Info = info
+			keepErr = x.noteBackend(entry, started)
+		},
+		Record: func(r *results.Record) error {
+			if r.Class != bench.OK && !r.Warmup {
+				failed++
+			}
+			x.show.request(r.Warmup)
+			return x.w.Request(r)
+		},
+	}
+	ev, err := runner.Supervise(x.stop.ctx, x.stop.drain, child)
+	ev.Warnings = append(warnings, ev.Warnings...)
+	if watch != nil {
+		use, busy, watchErr := watch.Stop(ev.WindowNS, x.machine.Cores)
+		ev.Host = use
+		ev.Warnings = append(ev.Warnings, busy...)
+		keepErr = firstError(keepErr, watchErr)
+	}
+	if gone := seat.gone(); gone != "" && ev.State != results.CellInterrupted {
+		x.serverDied(&ev, seat, gone)
+	}
+	if err := firstError(err, keepErr); err != nil {
+		return err
+	}
+	return x.finish(ev, failed)
+}
+
+// hangGrace is how long after its own time limit the process of a cell is
+// taken to hang.
+const hangGrace = 10 * time.Second
+
+// serverDied makes the server's end the reason of the cell's failure.
+func (x *execution) serverDied(ev *results.CellEvent, seat *keptSeat, gone string) {
+	if ev.State == results.CellDone {
+		ev.Warnings = append(ev.Warnings, "during this cell "+gone)
+	} else {
+		ev.Class = string(bench.Crash)
+		ev.Reason = gone + "; " + ev.Reason
+	}
+	if seat.lastLog != nil && len(ev.Stderr) == 0 {
+		ev.Stderr = seat.lastLog(20)
+	}
+}
+
+func (x *execution) finish(ev results.CellEvent, failedRequests int) error {
+	ev.T = bench.Now()
+	if ev.State == results.CellFailed || (ev.State == results.CellDone && failedRequests == x.show.requests()) {
+		x.failed++
+	}
+	x.show.end(ev, failedRequests)
+	return x.w.Event(ev)
+}
+
+// noteBackend adds a backend to the manifest when it is new there: another
+// start of a server is, another process with the same engine is not.
+func (x *execution) noteBackend(entry results.Backend, started bool) error {
+	same := func(have results.Backend) bool {
+		a, b := have.Info, entry.Info
+		a.Memory, b.Memory, a.Notes, b.Notes = nil, nil, nil, nil // these may differ from cell to cell
+		return fmt.Sprint(a) == fmt.Sprint(b)
+	}
+	for _, have := range x.manifest.Backends {
+		if same(have) && !(started && entry.StartNS > 0) {
+			return nil
+		}
+	}
+	if entry.Log != "" {
+		entry.Log = filepath.Join("logs", filepath.Base(entry.Log))
+	}
+	x.manifest.Backends = append(x.manifest.Backends, entry)
+	return x.w.SetManifest(x.manifest)
+}
+
+func firstError(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// oneLine joins the lines of an error.
+func oneLine(err error) string {
+	return strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' }), "; ")
+}
+
+// cellProcess is the command line of the process of a cell: this program
+// again.
+func cellProcess() ([]string, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("this program's own file, which runs the cells, is not known: %w", err)
+	}
+	return []string{exe, "cell"}, nil
+}

@@ -1,0 +1,171 @@
+package main
+
+import (
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/nativebench/nativebench/internal/plan"
+)
+
+const (
+	flagsWhat   = "What is asked"
+	flagsHow    = "How it is measured"
+	flagsModel  = "Model and engine (the same for native and llama-server)"
+	flagsOutput = "Output"
+)
+
+// planFlags are the flags that make a plan. Their defaults are those of
+// plan.Default; a flag changes the plan only when it is given.
+func planFlags() []cli.Flag {
+	d := plan.Default()
+	return []cli.Flag{
+		&cli.StringSliceFlag{Name: "model", Category: flagsWhat, Value: cli.NewStringSlice(d.Models...), Usage: "`MODEL,…`: " + modelKeys()},
+		&cli.StringSliceFlag{Name: "task", Category: flagsWhat, Value: cli.NewStringSlice(d.Tasks...), Usage: "`TASK,…`: " + strings.Join(d.Tasks, ", ")},
+		&cli.StringSliceFlag{Name: "mode", Category: flagsWhat, Value: cli.NewStringSlice(names(d.Modes)...), Usage: "`MODE,…`: sync (the whole answer at once), stream (token by token)"},
+		&cli.IntSliceFlag{Name: "concurrency", Category: flagsWhat, Value: cli.NewIntSlice(d.Concurrency...), Usage: "`N,…`: requests at once, closed loop"},
+		&cli.IntSliceFlag{Name: "prompt-tokens", Category: flagsWhat, Usage: "context sweep instead of tasks: prompts of exactly so many tokens; `N,…` for example 32,64,128,256,512"},
+		&cli.StringFlag{Name: "prompts", Category: flagsWhat, Usage: "`FILE`: your own prompts, as JSON lines with \"prompt\", or a ShareGPT file"},
+		&cli.IntFlag{Name: "max-tokens", Category: flagsWhat, Usage: "cap of output tokens; 0: the sampling table's, in a sweep 32"},
+		&cli.BoolFlag{Name: "ignore-eos", Category: flagsWhat, Usage: "go on past end-of-sequence until the cap: answers of equal length"},
+		&cli.Uint64Flag{Name: "seed", Category: flagsWhat, Value: d.Seed, Usage: "of the choice of prompts, of sampling and of synthetic weights; at most 2147483647"},
+
+		&cli.IntFlag{Name: "requests", Category: flagsHow, Value: d.Requests, Usage: "measured requests per cell (at least one per worker is sent)"},
+		&cli.IntFlag{Name: "warmup", Category: flagsHow, Value: d.Warmup, Usage: "requests per worker before the measurement of a cell"},
+		&cli.IntFlag{Name: "repeat", Category: flagsHow, Value: d.Repeats, Usage: "times the whole set is measured, the order of backends rotated"},
+		&cli.DurationFlag{Name: "request-timeout", Category: flagsHow, Value: d.RequestTimeout, Usage: "time limit of one request"},
+		&cli.DurationFlag{Name: "cell-timeout", Category: flagsHow, Value: d.CellTimeout, Usage: "time limit of one cell, model load included"},
+		&cli.DurationFlag{Name: "cooldown", Category: flagsHow, Value: d.Cooldown, Usage: "pause before each cell"},
+
+		&cli.IntFlag{Name: "threads", Category: flagsModel, Value: d.Engine.Threads, Usage: "CPU threads for decode; 0: the cores of this machine"},
+		&cli.IntFlag{Name: "batch-threads", Category: flagsModel, Value: d.Engine.BatchThreads, Usage: "CPU threads for prefill; 0: as --threads"},
+		&cli.IntFlag{Name: "ctx", Category: flagsModel, Value: d.Engine.Context, Usage: "context per request in tokens, prompt and output; 0: what the plan needs"},
+		&cli.IntFlag{Name: "batch", Category: flagsModel, Value: d.Engine.Batch, Usage: "logical batch in tokens"},
+		&cli.IntFlag{Name: "ubatch", Category: flagsModel, Value: d.Engine.UBatch, Usage: "physical batch in tokens"},
+		&cli.IntFlag{Name: "prefill-chunk", Category: flagsModel, Value: d.Engine.PrefillChunk, Usage: "prompt tokens computed between two decode steps of other requests (native)"},
+		&cli.IntFlag{Name: "gpu-layers", Category: flagsModel, Value: d.Engine.GPULayers, Usage: "layers on the GPU; -1: all, 0: none. Without a GPU it has no effect"},
+		&cli.StringFlag{Name: "flash-attn", Category: flagsModel, Value: d.Engine.FlashAttn, Usage: "`WHEN`: auto, on, off"},
+		&cli.StringFlag{Name: "cache-type", Category: flagsModel, Value: d.Engine.CacheType, Usage: "`TYPE`: of the KV cache: f16, f32"},
+	}
+}
+
+// applyPlanFlags changes p by the flags that were given.
+func applyPlanFlags(c *cli.Context, p *plan.Plan) {
+	for _, f := range c.Command.Flags {
+		if name := f.Names()[0]; c.IsSet(name) {
+			applyOneFlag(c, name, p)
+		}
+	}
+	// A limit of the request that was raised alone raises that of the cell,
+	// which must hold at least one request.
+	if c.IsSet("request-timeout") && !c.IsSet("cell-timeout") {
+		p.CellTimeout = max(p.CellTimeout, p.RequestTimeout)
+	}
+	// The physical batch and the prefill chunk are parts of a batch.
+	if c.IsSet("batch") {
+		if !c.IsSet("ubatch") {
+			p.Engine.UBatch = min(p.Engine.UBatch, p.Engine.Batch)
+		}
+		if !c.IsSet("prefill-chunk") {
+			p.Engine.PrefillChunk = min(p.Engine.PrefillChunk, p.Engine.Batch)
+		}
+	}
+}
+
+// applyOneFlag changes p by one flag; one that is not about the plan changes
+// nothing.
+func applyOneFlag(c *cli.Context, name string, p *plan.Plan) {
+	switch name {
+	case "model":
+		p.Models = c.StringSlice(name)
+	case "task":
+		p.Tasks = c.StringSlice(name)
+	case "backends":
+		p.Backends = c.StringSlice(name)
+	case "backend":
+		p.Backends = []string{c.String(name)}
+	case "mode":
+		p.Modes = nil
+		for _, m := range c.StringSlice(name) {
+			p.Modes = append(p.Modes, plan.Mode(m))
+		}
+	case "concurrency":
+		p.Concurrency = c.IntSlice(name)
+	case "prompt-tokens":
+		p.PromptTokens = c.IntSlice(name)
+	case "prompts":
+		p.PromptFile = absolute(c.String(name))
+	case "max-tokens":
+		p.MaxTokens = c.Int(name)
+	case "ignore-eos":
+		p.IgnoreEOS = c.Bool(name)
+	case "seed":
+		p.Seed = c.Uint64(name)
+	case "requests":
+		p.Requests = c.Int(name)
+	case "warmup":
+		p.Warmup = c.Int(name)
+	case "repeat":
+		p.Repeats = c.Int(name)
+	case "request-timeout":
+		p.RequestTimeout = c.Duration(name)
+	case "cell-timeout":
+		p.CellTimeout = c.Duration(name)
+	case "cooldown":
+		p.Cooldown = c.Duration(name)
+	case "threads":
+		p.Engine.Threads = c.Int(name)
+	case "batch-threads":
+		p.Engine.BatchThreads = c.Int(name)
+	case "ctx":
+		p.Engine.Context = c.Int(name)
+	case "batch":
+		p.Engine.Batch = c.Int(name)
+	case "ubatch":
+		p.Engine.UBatch = c.Int(name)
+	case "prefill-chunk":
+		p.Engine.PrefillChunk = c.Int(name)
+	case "gpu-layers":
+		p.Engine.GPULayers = c.Int(name)
+	case "flash-attn":
+		p.Engine.FlashAttn = c.String(name)
+	case "cache-type":
+		p.Engine.CacheType = c.String(name)
+	}
+}
+
+func names[S ~string](list []S) []string {
+	out := make([]string, len(list))
+	for i, s := range list {
+		out[i] = string(s)
+	}
+	return out
+}
+
+func modelKeys() string {
+	var keys []string
+	for _, m := range plan.Models() {
+		keys = append(keys, m.Key)
+	}
+	return strings.Join(keys, ", ")
+}
+
+// weightFlags say where the model's weights come from.
+func weightFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "weights", Category: flagsModel, Value: "synthetic", Usage: "`WHERE`: a GGUF file, or \"synthetic\" for random weights of the real shape, written once into the cache"},
+		&cli.StringFlag{Name: "dtype", Category: flagsModel, Value: "f16", Usage: "`TYPE`: of synthetic weights: f16, f32, bf16"},
+		&cli.StringFlag{Name: "engine-dir", Category: flagsModel, Usage: "`DIR`: where the engine library and llama-server are", DefaultText: "$NATIVEBENCH_ENGINE_DIR, or engine/ beside this program"},
+	}
+}
+
+// outputFlags say where a run goes and how it is shown.
+func outputFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Category: flagsOutput, Usage: "`DIR`: run directory to make", DefaultText: "runs/<time>-<model>"},
+		&cli.StringFlag{Name: "resume", Category: flagsOutput, Usage: "`DIR`: complete the run in it: only its cells that are not done are run"},
+		&cli.StringFlag{Name: "format", Category: flagsOutput, Value: "terminal", Usage: "`FORMAT`: of the report at the end: terminal, markdown, csv, json, or none"},
+		&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Category: flagsOutput, Usage: "go on where nativebench would stop at an estimate: memory that may not suffice"},
+		&cli.BoolFlag{Name: "dry-run", Category: flagsOutput, Usage: "check everything, say what would be run, and stop"},
+	}
+}

@@ -1,0 +1,208 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/nativebench/nativebench/internal/bench"
+	"github.com/nativebench/nativebench/internal/bench/benchtest"
+	"github.com/nativebench/nativebench/internal/results"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// The test binary is nativebench itself when this variable is set, with the
+// backends of testRegistry: cells run in processes of it.
+const asProgram = "NATIVEBENCH_TEST_AS_PROGRAM"
+
+// Settings of the fake backends, which the process of a cell reads.
+const (
+	// fakeGate names a file: measured requests from the fourth of a cell on
+	// wait until it is there.
+	fakeGate = "NATIVEBENCH_TEST_GATE"
+	// fakeHang, if set, makes the fourth request wait until it is cancelled.
+	fakeHang = "NATIVEBENCH_TEST_HANG"
+)
+
+// noSleep spares each child the second for which the race detector otherwise
+// waits at exit.
+const noSleep = "atexit_sleep_ms=0"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		os.Exit(runWith(context.Background(), os.Stdout, os.Stderr, os.Args, testRegistry()))
+	}
+	os.Exit(m.Run())
+}
+
+// testRegistry is the real one and backends without a model.
+func testRegistry() registry {
+	fake := func(name string, open func() (bench.Backend, error)) backend {
+		return backend{
+			name: name, about: "for tests",
+			check: func(string) error { return nil },
+			ready: func(context.Context, place) (*seat, error) { return &seat{spec: name}, nil },
+			open: func(_ context.Context, spec json.RawMessage, loading func(float64)) (bench.Backend, error) {
+				if string(spec) != `"`+name+`"` {
+					return nil, errors.New("the spec did not reach the child: " + string(spec))
+				}
+				loading(0.5)
+				return open()
+			},
+		}
+	}
+	config := func(name string) benchtest.FakeConfig {
+		return benchtest.FakeConfig{Name: name, Virtual: true, FirstToken: 20 * time.Millisecond, Gap: 5 * time.Millisecond, Context: 4096}
+	}
+	return append(backends(),
+		fake("fake", func() (bench.Backend, error) {
+			cfg := config("fake")
+			if gate := os.Getenv(fakeGate); gate != "" {
+				cfg.OnGenerate = func(i int, _ *bench.Request) {
+					for i >= 3 {
+						if _, err := os.Stat(gate); err == nil {
+							return
+						}
+						time.Sleep(time.Millisecond)
+					}
+				}
+			}
+			if os.Getenv(fakeHang) != "" {
+				cfg.Fail = map[int]bench.Class{3: bench.Cancelled}
+			}
+			return benchtest.NewFake(cfg), nil
+		}),
+		fake("twin", func() (bench.Backend, error) { return benchtest.NewFake(config("twin")), nil }),
+		fake("crash", func() (bench.Backend, error) {
+			cfg := config("crash")
+			cfg.OnGenerate = func(i int, _ *bench.Request) {
+				if i == 2 {
+					time.Sleep(20 * time.Millisecond) // for the records before it to be written
+					panic("the engine fell over")
+				}
+			}
+			return benchtest.NewFake(cfg), nil
+		}),
+		backend{
+			name: "absent", about: "for tests",
+			check: func(string) error { return errors.New("absent: its program is not installed") },
+		},
+		mortal(),
+		holder(),
+		backend{
+			name: "unready", about: "for tests",
+			check: func(string) error { return nil },
+			ready: func(context.Context, place) (*seat, error) {
+				return nil, bench.Fail(bench.Connect, "no answer on its port")
+			},
+		},
+	)
+}
+
+// mortal is a server whose first process ends by itself as soon as it is ready.
+func mortal() backend {
+	starts := 0
+	return backend{
+		name: "mortal", about: "for tests",
+		check: func(string) error { return nil },
+		ready: func(_ context.Context, p place) (*seat, error) {
+			died := make(chan struct{})
+			if starts++; starts == 1 {
+				close(died)
+			}
+			return &seat{
+				spec: "", died: died,
+				entry:   results.Backend{Command: []string{"mortal", "--api-key", "secret"}, Log: p.log, StartNS: int64(starts)},
+				pids:    func() []int { return []int{os.Getpid()} },
+				lastLog: func(int) []string { return []string{"mortal: farewell"} },
+				stop:    func(context.Context) error { return nil },
+			}, nil
+		},
+		open: func(context.Context, json.RawMessage, func(float64)) (bench.Backend, error) {
+			return benchtest.NewFake(benchtest.FakeConfig{Name: "mortal", Virtual: true}), nil
+		},
+	}
+}
+
+// holder loads weights, as far as the checks before a run can tell.
+func holder() backend {
+	return backend{
+		name: "holder", about: "for tests", holdsWeights: true,
+		check: func(string) error { return nil },
+		ready: func(_ context.Context, p place) (*seat, error) { return &seat{spec: p.weights.Path}, nil },
+		open: func(_ context.Context, spec json.RawMessage, _ func(float64)) (bench.Backend, error) {
+			var path string
+			if err := json.Unmarshal(spec, &path); err != nil {
+				return nil, err
+			}
+			if _, err := os.Stat(path); err != nil {
+				return nil, err
+			}
+			return benchtest.NewFake(benchtest.FakeConfig{Name: "holder", Virtual: true}), nil
+		},
+	}
+}
+
+// invoke runs nativebench in this process; its cells run in processes of the
+// test binary.
+func invoke(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	t.Setenv(asProgram, "1")
+	t.Setenv("GORACE", noSleep)
+	var out, errOut bytes.Buffer
+	code = runWith(context.Background(), &out, &errOut, append([]string{"nativebench"}, args...), testRegistry())
+	return code, out.String(), errOut.String()
+}
+
+// golden compares text with a file in testdata.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.MkdirAll("testdata", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(strings.Split(string(want), "\n"), strings.Split(got, "\n")); diff != "" {
+		t.Errorf("%s differs (go test -update writes it anew):\n%s", path, diff)
+	}
+}
+
+func readRun(t *testing.T, dir string) *results.Run {
+	t.Helper()
+	run, err := results.Read(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return run
+}
+
+// program starts this test binary as nativebench.
+func program(t *testing.T, env []string, args ...string) *exec.Cmd {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(exe, args...)
+	cmd.Env = append(append(os.Environ(), asProgram+"=1", "GORACE="+noSleep), env...)
+	return cmd
+}

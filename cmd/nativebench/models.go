@@ -1,0 +1,182 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/jedib0t/go-pretty/v6/text"
+	"github.com/urfave/cli/v2"
+
+	"github.com/nativebench/nativebench/internal/plan"
+	"github.com/nativebench/nativebench/internal/synth"
+	"github.com/nativebench/nativebench/native"
+)
+
+func modelsCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "models",
+		Usage: "list the experiment's models, show one, or write synthetic weights of it",
+		Description: "Examples:\n" +
+			"   nativebench models\n" +
+			"   nativebench models show gpt2\n" +
+			"   nativebench models synth gpt2 -o gpt2-synthetic    GGUF and a Hugging Face directory",
+		Action: func(c *cli.Context) error {
+			if c.Args().Present() {
+				return refuse("unknown models command %q: choose from show, synth, or nothing to list them", c.Args().First())
+			}
+			listModels(c)
+			return nil
+		},
+		Subcommands: []*cli.Command{
+			{
+				Name: "show", Usage: "what is known of one model, with its sampling table", ArgsUsage: "MODEL",
+				Description: "Example:\n   nativebench models show llama-2-7b-chat",
+				Action: func(c *cli.Context) error {
+					m, err := oneModel(c)
+					if err != nil {
+						return err
+					}
+					return showModel(c, m)
+				},
+			},
+			{
+				Name: "synth", Usage: "write random weights of a model's real shape", ArgsUsage: "MODEL",
+				Description: "Example:\n" +
+					"   nativebench models synth gpt2 -o gpt2-synthetic --dtype f16 --seed 1\n\n" +
+					"DIR gets a GGUF file, and the same numbers as a Hugging Face directory.",
+				Flags: []cli.Flag{
+					&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "`DIR`: to make", DefaultText: "MODEL-synthetic"},
+					&cli.StringFlag{Name: "dtype", Value: "f16", Usage: "`TYPE`: f16, f32, bf16"},
+					&cli.Uint64Flag{Name: "seed", Value: plan.Default().Seed, Usage: "the same seed makes the same bytes"},
+					&cli.StringFlag{Name: "engine-dir", Usage: "`DIR`: with vocab/ in it", DefaultText: "$NATIVEBENCH_ENGINE_DIR, or engine/ beside this program"},
+				},
+				Action: synthModel,
+			},
+		},
+	}
+}
+
+func oneModel(c *cli.Context) (plan.Model, error) {
+	if c.NArg() != 1 {
+		return plan.Model{}, refuse("%s takes one model: choose from %s", c.Command.Name, modelKeys())
+	}
+	m, err := plan.ModelByKey(c.Args().First())
+	if err != nil {
+		return plan.Model{}, usageError{err}
+	}
+	return m, nil
+}
+
+func plainTable() table.Writer {
+	t := table.NewWriter()
+	t.SetStyle(table.StyleDefault)
+	t.Style().Options = table.OptionsNoBordersAndSeparators
+	t.Style().Box.PaddingLeft = ""
+	t.Style().Box.PaddingRight = "   "
+	t.Style().Format.Header = text.FormatLower
+	return t
+}
+
+// writeTable writes the table without blanks at the ends of lines.
+func writeTable(w io.Writer, t table.Writer) {
+	for line := range strings.Lines(t.Render()) {
+		fmt.Fprintln(w, strings.TrimRight(line, " \n"))
+	}
+}
+
+func listModels(c *cli.Context) {
+	t := plainTable()
+	t.AppendHeader(table.Row{"model", "parameters", "context", "Hugging Face id", ""})
+	for _, m := range plan.Models() {
+		gated := ""
+		if m.Gated {
+			gated = "gated: needs a token"
+		}
+		t.AppendRow(table.Row{m.Key, m.Size, m.Context, m.HubID, gated})
+	}
+	t.SetColumnConfigs([]table.ColumnConfig{{Number: 2, Align: text.AlignRight}, {Number: 3, Align: text.AlignRight}})
+	writeTable(c.App.Writer, t)
+	fmt.Fprintf(c.App.Writer, "\nWeights: --weights FILE.gguf, or synthetic (random, in the real shape) for %s.\n", strings.Join(synth.Models(), ", "))
+}
+
+func showModel(c *cli.Context, m plan.Model) error {
+	w := c.App.Writer
+	row := func(name, format string, args ...any) {
+		fmt.Fprintf(w, "%-14s %s\n", name, fmt.Sprintf(format, args...))
+	}
+	row("model", "%s", m.Key)
+	row("hub", "https://huggingface.co/%s", m.HubID)
+	row("parameters", "%s (%d)", m.Size, m.Params)
+	row("architecture", "%s", m.Arch)
+	row("context", "%d tokens, prompt and output", m.Context)
+	if m.SlidingWindow > 0 {
+		row("attention", "sliding window of %d tokens", m.SlidingWindow)
+	}
+	row("template", "%q", m.Render("…"))
+	bos := "no"
+	if m.AddBOS {
+		bos = "the tokenizer adds one"
+	}
+	row("BOS", "%s", bos)
+	fmt.Fprintln(w)
+	t := plainTable()
+	t.AppendHeader(table.Row{"task", "temperature", "top_p", "max_tokens", "input tokens", "expected output"})
+	for _, task := range plan.Tasks() {
+		s, err := plan.SamplingFor(m.Key, task.Key)
+		if err != nil {
+			return err
+		}
+		t.AppendRow(table.Row{task.Key, s.Temperature, s.TopP, s.MaxTokens, span(task.InputTokens), span(task.OutputTokens)})
+	}
+	writeTable(c.App.Writer, t)
+	return nil
+}
+
+func span(r [2]int) string { return fmt.Sprintf("%d–%d", r[0], r[1]) }
+
+func synthModel(c *cli.Context) error {
+	m, err := oneModel(c)
+	if err != nil {
+		return err
+	}
+	out := c.String("out")
+	if out == "" {
+		out = m.Key + "-synthetic"
+	}
+	if _, err := os.Lstat(out); err == nil {
+		return refuse("--out %s: it exists; name a directory that does not exist yet", out)
+	}
+	if err := checkOut(out); err != nil {
+		return err
+	}
+	dir := c.String("engine-dir")
+	if dir == "" {
+		dir = native.DefaultDir()
+	}
+	spec := synth.Spec{Model: m.Key, Seed: c.Uint64("seed"), DType: c.String("dtype"), VocabDir: filepath.Join(dir, "vocab")}
+	if err := spec.Check(); err != nil {
+		return usageError{err}
+	}
+	stop := listen(c.Context, c.App.ErrWriter)
+	defer stop.close()
+	ctx, cancel := stop.either()
+	defer cancel()
+	began := time.Now()
+	show := newLiveLine(c.App.ErrWriter)
+	made, err := synth.Write(ctx, spec, out, synthProgress(m.Key, out, show))
+	show.erase()
+	if err != nil {
+		if stop.stopped() {
+			return exitStatus(exitInterrupted)
+		}
+		return err
+	}
+	fmt.Fprintf(c.App.Writer, "synthetic weights of %s (%s, seed %d), written in %s:\n", m.Key, made.DType, spec.Seed, short(time.Since(began)))
+	fmt.Fprintf(c.App.Writer, "  GGUF          %s\n  Hugging Face  %s\n", made.GGUF, made.HFDir)
+	return nil
+}

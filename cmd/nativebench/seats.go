@@ -1,0 +1,112 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/nativebench/nativebench/internal/bench"
+)
+
+// stopGrace is how long all servers together may take to end.
+const stopGrace = 10 * time.Second
+
+// startTries is how often in a row a backend may fail to become ready before
+// its further cells are failed without another try.
+const startTries = 2
+
+// seats keeps the backends that are ready, one for each name. Servers are
+// started when first needed and stay, idle between their cells.
+type seats struct {
+	known  registry
+	place  func(backendName, modelKey string) place
+	taken  map[string]*keptSeat
+	failed map[string]int // failures to become ready in a row
+	why    map[string]error
+}
+
+type keptSeat struct {
+	*seat
+	model string
+}
+
+// get returns the backend ready to serve the model. started tells that it was
+// made ready by this call; died that the one before had ended by itself since
+// it was last used.
+func (s *seats) get(ctx context.Context, b backend, model string) (kept *keptSeat, started bool, died string, err error) {
+	if have := s.taken[b.name]; have != nil {
+		if gone := have.gone(); gone != "" {
+			died = gone
+			s.drop(ctx, b.name)
+		} else if have.model == model {
+			return have, false, "", nil
+		} else {
+			s.drop(ctx, b.name)
+		}
+	}
+	if s.failed[b.name] >= startTries {
+		return nil, false, died, fmt.Errorf("not tried again after %d failures in a row: %w", startTries, s.why[b.name])
+	}
+	ready, err := b.ready(ctx, s.place(b.name, model))
+	if err != nil {
+		if ctx.Err() == nil {
+			s.failed[b.name]++
+			s.why[b.name] = err
+		}
+		return nil, false, died, err
+	}
+	s.failed[b.name] = 0
+	kept = &keptSeat{seat: ready, model: model}
+	s.taken[b.name] = kept
+	return kept, true, died, nil
+}
+
+// gone says how a server ended by itself; "" while it runs.
+func (k *keptSeat) gone() string {
+	if k.died == nil {
+		return ""
+	}
+	select {
+	case <-k.died:
+		text := "the server ended by itself"
+		if k.entry.Log != "" {
+			text += "; its log is " + filepath.Join("logs", filepath.Base(k.entry.Log))
+		}
+		return text
+	default:
+		return ""
+	}
+}
+
+func (s *seats) drop(ctx context.Context, name string) error {
+	have := s.taken[name]
+	delete(s.taken, name)
+	if have == nil || have.stop == nil {
+		return nil
+	}
+	return have.stop(ctx)
+}
+
+// close stops all servers, whatever happened before.
+func (s *seats) close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), stopGrace)
+	defer cancel()
+	var errs []error
+	for name := range s.taken {
+		if err := s.drop(ctx, name); err != nil {
+			errs = append(errs, fmt.Errorf("stopping %s: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// classOf is the class of a backend that did not become ready.
+func classOf(err error) string {
+	var f *bench.Failure
+	if errors.As(err, &f) {
+		return string(f.Class)
+	}
+	return string(bench.Connect)
+}

@@ -1,0 +1,218 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
+
+	"github.com/nativebench/nativebench/internal/plan"
+	"github.com/nativebench/nativebench/internal/results"
+	"github.com/nativebench/nativebench/internal/telemetry"
+	"github.com/nativebench/nativebench/native"
+)
+
+// setup is a run that was asked for: first what the flags say, then, check by
+// check, what it takes. Nothing is started and nothing is written but the cache
+// of synthetic weights until all checks have passed.
+type setup struct {
+	known  registry
+	plan   plan.Plan
+	cells  []plan.Cell
+	engine plan.Engine // of the plan, threads resolved
+
+	engineDir string
+	weights   string // "synthetic" or a path
+	dtype     string // of synthetic weights
+	out       string
+	format    string
+	yes       bool
+
+	resumed      *results.Run      // what is there already; nil for a new run
+	resumedPaths map[string]string // the weights it began with, by model
+	machine      telemetry.Machine
+	models       map[string]*model // by key; of backends that hold weights
+	prompts      promptBook
+}
+
+// newSetup reads the flags onto base, the plan that they change.
+func newSetup(c *cli.Context, known registry, base plan.Plan) *setup {
+	s := &setup{
+		known: known, plan: base,
+		engineDir: c.String("engine-dir"), weights: c.String("weights"), dtype: c.String("dtype"),
+		out: c.String("out"), format: c.String("format"), yes: c.Bool("yes"),
+	}
+	applyPlanFlags(c, &s.plan)
+	if s.weights != synthetic {
+		s.weights = absolute(s.weights)
+	}
+	if s.engineDir == "" {
+		s.engineDir = native.DefaultDir()
+	}
+	if s.out == "" {
+		s.out = filepath.Join("runs", time.Now().UTC().Format("20060102-150405")+"-"+strings.Join(s.plan.Models, "+"))
+	}
+	return s
+}
+
+// absolute makes a path that stays right when a run is resumed elsewhere.
+func absolute(path string) string {
+	if abs, err := filepath.Abs(path); err == nil && path != "" {
+		return abs
+	}
+	return path
+}
+
+// check refuses what cannot run, cheapest checks first.
+func (s *setup) check() error {
+	if err := s.plan.Validate(s.known.names()...); err != nil {
+		return usageError{err}
+	}
+	var err error
+	if s.cells, err = s.plan.Cells(); err != nil {
+		return usageError{err}
+	}
+	if err := checkFormat(s.format); err != nil {
+		return err
+	}
+	if s.resumed == nil {
+		if err := checkOut(s.out); err != nil {
+			return err
+		}
+	}
+	for _, name := range s.plan.Backends {
+		b, err := s.known.find(name)
+		if err != nil {
+			return usageError{err}
+		}
+		if err := b.check(s.engineDir); err != nil {
+			return usageError{err}
+		}
+	}
+	return s.checkWeights()
+}
+
+// checkOut refuses a run directory that exists or cannot be made.
+func checkOut(dir string) error {
+	if st, err := os.Lstat(dir); err == nil {
+		if !st.IsDir() {
+			return refuse("--out %s: there is a file of that name; name a directory that does not exist yet", dir)
+		}
+		if _, err := os.Stat(filepath.Join(dir, "manifest.json")); err == nil {
+			return refuse("--out %s: there is a run already; name another directory, or complete that run with --resume %s", dir, dir)
+		}
+		return refuse("--out %s: the directory exists; name one that does not exist yet", dir)
+	} else if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+		return refuse("--out %s: %w", dir, err)
+	}
+	parent, err := filepath.Abs(dir)
+	if err != nil {
+		return refuse("--out %s: %w", dir, err)
+	}
+	for {
+		parent = filepath.Dir(parent)
+		st, err := os.Stat(parent)
+		switch {
+		case err == nil && !st.IsDir():
+			return refuse("--out %s: %s is a file, not a directory", dir, parent)
+		case err == nil:
+			if err := unix.Access(parent, unix.W_OK|unix.X_OK); err != nil {
+				return refuse("--out %s: cannot write into %s: %w; choose another --out", dir, parent, err)
+			}
+			return nil
+		case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR):
+			return refuse("--out %s: %w", dir, err)
+		}
+	}
+}
+
+// backendsInUse are the rows of the plan's backends.
+func (s *setup) backendsInUse() (rows []backend) {
+	for _, name := range s.plan.Backends {
+		if b, err := s.known.find(name); err == nil {
+			rows = append(rows, b)
+		}
+	}
+	return rows
+}
+
+// holders are the backends that load the weights on this machine.
+func (s *setup) holders() (rows []backend) {
+	return slices.DeleteFunc(s.backendsInUse(), func(b backend) bool { return !b.holdsWeights })
+}
+
+// slots is how many requests a backend serves at once: the same for all, and
+// for all cells, because a server is started once.
+func (s *setup) slots() int { return slices.Max(s.plan.Concurrency) }
+
+// resolveThreads turns "as many as there are cores" into a number, so that all
+// engines get the same one. It needs s.machine.
+func (s *setup) resolveThreads() {
+	s.engine = s.plan.Engine
+	if s.engine.Threads == 0 {
+		s.engine.Threads = s.machine.Cores
+		if p := s.machine.PhysicalCores; p > 0 {
+			s.engine.Threads = min(p, s.machine.Cores)
+		}
+	}
+	if s.engine.BatchThreads == 0 {
+		s.engine.BatchThreads = s.engine.Threads
+	}
+}
+
+// prepare looks at the machine, finds or makes the weights, renders the
+// prompts and compares need and free memory. show tells what takes its time.
+func (s *setup) prepare(ctx context.Context, show *liveLine) error {
+	s.machine = telemetry.Inspect()
+	s.resolveThreads()
+	s.models = map[string]*model{}
+	if len(s.holders()) > 0 {
+		for _, key := range s.plan.Models {
+			m, err := s.findModel(ctx, key, show)
+			if err != nil {
+				return err
+			}
+			s.models[key] = m
+		}
+		if err := s.checkMemory(); err != nil {
+			return err
+		}
+	}
+	return s.makePrompts()
+}
+
+// checkMemory compares what the run will hold with what is free. The weights
+// are mapped from one file and shared by all processes; each engine has its own
+// cache and buffers.
+func (s *setup) checkMemory() error {
+	free := s.machine.Memory.AvailableBytes
+	if free <= 0 || s.yes {
+		return nil
+	}
+	for _, key := range s.plan.Models {
+		m := s.models[key]
+		engines := int64(len(s.holders()))
+		each := m.cacheBytes(s.slots(), s.engine) + m.bufferBytes(s.engine)
+		need := m.weightBytes() + engines*each
+		if need > free {
+			return refuse("%s needs about %s of memory (weights %s, and for each of %d engines %s of KV cache and buffers at %d slots of %d tokens), but %s is free: lower --concurrency or --ctx, free memory, or give --yes to try",
+				key, gib(need), gib(m.weightBytes()), engines, gib(each), s.slots(), m.context, gib(free))
+		}
+	}
+	return nil
+}
+
+func gib(bytes int64) string {
+	if bytes < 1<<30 {
+		return fmt.Sprintf("%.0f MiB", float64(bytes)/(1<<20))
+	}
+	return fmt.Sprintf("%.1f GiB", float64(bytes)/(1<<30))
+}

@@ -1,0 +1,183 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/nativebench/nativebench/internal/gguf"
+	"github.com/nativebench/nativebench/internal/plan"
+	"github.com/nativebench/nativebench/internal/results"
+	"github.com/nativebench/nativebench/internal/synth"
+)
+
+// synthetic is the value of --weights for random weights.
+const synthetic = "synthetic"
+
+// model is a model whose weights are on this machine.
+type model struct {
+	plan.Model
+	file    results.Model
+	context int // tokens per slot
+	shape   gguf.Summary
+}
+
+// checkWeights refuses weights that cannot be had, before anything slow.
+func (s *setup) checkWeights() error {
+	if len(s.holders()) == 0 {
+		return nil
+	}
+	if s.weights != synthetic && len(s.plan.Models) > 1 {
+		return refuse("--weights %s is one model, but %d are asked for (%s): name one --model", s.weights, len(s.plan.Models), strings.Join(s.plan.Models, ", "))
+	}
+	for _, key := range s.plan.Models {
+		if path := s.pathOf(key); path != "" {
+			if _, err := s.inspect(key, path); err != nil {
+				return err
+			}
+		} else if err := s.synthSpec(key).Check(); err != nil {
+			return refuse("--weights synthetic: %w; or give --weights FILE.gguf", err)
+		}
+	}
+	return nil
+}
+
+// pathOf is the file of a model's weights; "" for synthetic ones in the cache.
+func (s *setup) pathOf(key string) string {
+	if path := s.resumedPaths[key]; path != "" {
+		return path
+	}
+	if s.weights == synthetic {
+		return ""
+	}
+	return s.weights
+}
+
+// inspect reads a GGUF file's header and refuses one that cannot serve as the
+// model.
+func (s *setup) inspect(key, path string) (*model, error) {
+	m, err := plan.ModelByKey(key)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	st, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, refuse("--weights %s: there is no such file; give a GGUF file, or \"synthetic\"", path)
+	case err != nil:
+		return nil, refuse("--weights: %w", err)
+	case st.IsDir():
+		return nil, refuse("--weights %s: it is a directory; give a GGUF file, or \"synthetic\"", path)
+	}
+	f, err := gguf.ReadFile(path)
+	if err != nil {
+		return nil, refuse("--weights: %w", err)
+	}
+	shape, err := f.Summary()
+	if err != nil {
+		return nil, refuse("--weights %s: %w", path, err)
+	}
+	if shape.Arch != m.Arch {
+		return nil, refuse("--weights %s: it is a %s model, and %s is %s: name the right --model (%s)", path, shape.Arch, key, m.Arch, modelKeys())
+	}
+	if shape.Tensors == 0 {
+		return nil, refuse("--weights %s: it holds no tensors, only a vocabulary; give a whole model", path)
+	}
+	need := s.plan.SlotContext(m)
+	if shape.Context > 0 && need > shape.Context {
+		return nil, refuse("--weights %s: it has a context of %d tokens, the plan needs %d for prompt and output: lower --max-tokens or --prompt-tokens", path, shape.Context, need)
+	}
+	return &model{
+		Model: m, shape: shape, context: min(roundUp(need, contextStep), m.Context),
+		file: results.Model{
+			Key: key, HubID: m.HubID, Path: path, Bytes: st.Size(), DType: shape.DType,
+			Synthetic: shape.Synthetic, Seed: shape.Seed, Tokenizer: "in the model's file",
+		},
+	}, nil
+}
+
+// contextStep is to what llama.cpp's server rounds a slot's context up: with
+// that done here, all engines have caches of one size.
+const contextStep = 256
+
+func roundUp(n, step int) int { return (n + step - 1) / step * step }
+
+// findModel gives the model's weights: the user's file, or synthetic ones from
+// the cache, where they are written the first time.
+func (s *setup) findModel(ctx context.Context, key string, show *liveLine) (*model, error) {
+	path, want := s.pathOf(key), ""
+	if path == "" {
+		made, err := writeSynthetic(ctx, s.synthSpec(key), show)
+		if err != nil {
+			return nil, err
+		}
+		path, want = made.GGUF, made.SHA256
+	}
+	m, err := s.inspect(key, path)
+	if err != nil {
+		return nil, err
+	}
+	show.draw("checking " + path)
+	defer show.erase()
+	if m.file.SHA256, m.file.Bytes, err = hashFile(path); err != nil {
+		return nil, err
+	}
+	if want != "" && m.file.SHA256 != want {
+		return nil, refuse("the synthetic weights in %s are damaged: delete that directory, it will be written again", filepath.Dir(path))
+	}
+	return m, nil
+}
+
+// synthSpec says which synthetic weights stand in for a model.
+func (s *setup) synthSpec(key string) synth.Spec {
+	return synth.Spec{Model: key, Seed: s.plan.Seed, DType: s.dtype, VocabDir: filepath.Join(s.engineDir, "vocab")}
+}
+
+// writeSynthetic returns the synthetic weights in the user's cache, where they
+// are written if they are not there yet.
+func writeSynthetic(ctx context.Context, spec synth.Spec, show *liveLine) (*synth.Result, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return nil, refuse("synthetic weights need a cache directory: %w; set XDG_CACHE_HOME, or give --weights FILE.gguf", err)
+	}
+	dir := filepath.Join(cache, "nativebench", "models", fmt.Sprintf("%s-%s-seed%d", spec.Model, strings.ToLower(spec.DType), spec.Seed))
+	defer show.erase()
+	return synth.Write(ctx, spec, dir, synthProgress(spec.Model, dir, show))
+}
+
+// synthProgress says once what is written, and on a terminal how far it is.
+func synthProgress(name, dir string, show *liveLine) synth.Progress {
+	said := false
+	return func(done, total int64) {
+		if !said {
+			said = true
+			show.line(fmt.Sprintf("writing synthetic weights of %s, %s, to %s", name, gib(total), dir))
+		}
+		show.draw(fmt.Sprintf("%.0f %% written", 100*float64(done)/float64(max(total, 1))))
+	}
+}
+
+// weightBytes is the size of all tensors.
+func (m *model) weightBytes() int64 { return m.shape.TensorBytes }
+
+// cacheBytes is the KV cache of one engine: keys and values of every layer for
+// every token of every slot.
+func (m *model) cacheBytes(slots int, e plan.Engine) int64 {
+	element := int64(2)
+	if e.CacheType == "f32" {
+		element = 4
+	}
+	return int64(slots) * int64(m.context) * m.shape.KVPerToken * element
+}
+
+// bufferBytes estimates what an engine needs besides weights and cache: the
+// scores of the vocabulary for a physical batch, some activations of it, and
+// the process itself.
+func (m *model) bufferBytes(e plan.Engine) int64 {
+	const process, activations = 64 << 20, 16
+	return process + int64(e.UBatch)*4*(int64(m.shape.Vocab)+activations*int64(m.shape.Width))
+}
