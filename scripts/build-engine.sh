@@ -56,7 +56,7 @@ cpu_flags() {
 mapfile -t cpu < <(cpu_flags)
 flags=(-DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON -DCMAKE_BUILD_RPATH_USE_ORIGIN=ON -DGGML_BACKEND_DL=ON -DGGML_NATIVE=OFF "${cpu[@]}"
     -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_SERVER=ON
-    -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF "-DLLAMA_BUILD_COMMIT=${LLAMA_COMMIT:0:9}")
+    -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_IS_DEV=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF "-DLLAMA_BUILD_COMMIT=${LLAMA_COMMIT:0:9}")
 targets=(llama ggml-cpu llama-server llama-bench llama-batched-bench llama-quantize)
 cxx=${CXX:-c++}
 command -v "$cxx" >/dev/null || die "no C++ compiler ($cxx): install one, on Debian or Ubuntu: apt-get install g++ cmake git"

@@ -3,7 +3,7 @@
 # llama-batched-bench, on GPT-2 small with synthetic weights, F16.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-dir=${NATIVEBENCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nativebench}/models/gpt2
-bin/nativebench models synth gpt2 -o "$dir" >&2
+dir=${NATIVEBENCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nativebench}/models/gpt2-speed
+[ -d "$dir" ] || bin/nativebench models synth -o "$dir" gpt2 >&2
 go build -o bin/speed ./scripts/speed
 NATIVEBENCH_ENGINE_DIR=$(scripts/build-engine.sh) bin/speed -model "$(ls "$dir"/*.gguf)" "$@"

@@ -4,6 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 dir=${NATIVEBENCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nativebench}/models/gpt2-tiny
-[ -x bin/nativebench ] || make -s build >&2
-bin/nativebench models synth gpt2 --layers 2 --width 128 -o "$dir" >&2
+if [ ! -d "$dir" ]; then
+    [ -x bin/nativebench ] || make -s build >&2
+    bin/nativebench models synth --layers 2 --width 128 -o "$dir" gpt2 >&2
+fi
 ls "$dir"/*.gguf

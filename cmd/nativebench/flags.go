@@ -28,7 +28,7 @@ func planFlags() []cli.Flag {
 		&cli.StringFlag{Name: "prompts", Category: flagsWhat, Usage: "`FILE`: your own prompts, as JSON lines with \"prompt\", or a ShareGPT file"},
 		&cli.IntFlag{Name: "max-tokens", Category: flagsWhat, Usage: "cap of output tokens; 0: the sampling table's, in a sweep 32"},
 		&cli.BoolFlag{Name: "ignore-eos", Category: flagsWhat, Usage: "go on past end-of-sequence until the cap: answers of equal length"},
-		&cli.Uint64Flag{Name: "seed", Category: flagsWhat, Value: d.Seed, Usage: "of the choice of prompts, of sampling and of synthetic weights; at most 2147483647"},
+		&cli.Uint64Flag{Name: "seed", Category: flagsWhat, Value: d.Seed, Usage: "of the choice of prompts and of sampling; at most 2147483647"},
 
 		&cli.IntFlag{Name: "requests", Category: flagsHow, Value: d.Requests, Usage: "measured requests per cell (at least one per worker is sent)"},
 		&cli.IntFlag{Name: "warmup", Category: flagsHow, Value: d.Warmup, Usage: "requests per worker before the measurement of a cell"},

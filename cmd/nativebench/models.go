@@ -52,7 +52,9 @@ func modelsCommand() *cli.Command {
 				Flags: []cli.Flag{
 					&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "`DIR`: to make", DefaultText: "MODEL-synthetic"},
 					&cli.StringFlag{Name: "dtype", Value: "f16", Usage: "`TYPE`: f16, f32, bf16"},
-					&cli.Uint64Flag{Name: "seed", Value: plan.Default().Seed, Usage: "the same seed makes the same bytes"},
+					&cli.Uint64Flag{Name: "seed", Value: syntheticSeed, Usage: "the same seed makes the same bytes"},
+					&cli.IntFlag{Name: "layers", Usage: "`N` layers instead of the model's: a small relative, for tests"},
+					&cli.IntFlag{Name: "width", Usage: "`N` numbers per token instead of the model's, a multiple of its head size"},
 					&cli.StringFlag{Name: "engine-dir", Usage: "`DIR`: with vocab/ in it", DefaultText: "$NATIVEBENCH_ENGINE_DIR, or engine/ beside this program"},
 				},
 				Action: synthModel,
@@ -158,7 +160,7 @@ func synthModel(c *cli.Context) error {
 	if dir == "" {
 		dir = native.DefaultDir()
 	}
-	spec := synth.Spec{Model: m.Key, Seed: c.Uint64("seed"), DType: c.String("dtype"), VocabDir: filepath.Join(dir, "vocab")}
+	spec := synth.Spec{Model: m.Key, Seed: c.Uint64("seed"), DType: c.String("dtype"), VocabDir: filepath.Join(dir, "vocab"), Layers: c.Int("layers"), Width: c.Int("width")}
 	if err := spec.Check(); err != nil {
 		return usageError{err}
 	}

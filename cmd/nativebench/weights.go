@@ -18,6 +18,10 @@ import (
 // synthetic is the value of --weights for random weights.
 const synthetic = "synthetic"
 
+// syntheticSeed makes the weights that compare writes for itself. It is not the
+// plan's seed: another choice of prompts must not mean another model.
+const syntheticSeed = 1
+
 // model is a model whose weights are on this machine.
 type model struct {
 	plan.Model
@@ -134,7 +138,7 @@ func (s *setup) findModel(ctx context.Context, key string, show *liveLine) (*mod
 
 // synthSpec says which synthetic weights stand in for a model.
 func (s *setup) synthSpec(key string) synth.Spec {
-	return synth.Spec{Model: key, Seed: s.plan.Seed, DType: s.dtype, VocabDir: filepath.Join(s.engineDir, "vocab")}
+	return synth.Spec{Model: key, Seed: syntheticSeed, DType: s.dtype, VocabDir: filepath.Join(s.engineDir, "vocab")}
 }
 
 // writeSynthetic returns the synthetic weights in the user's cache, where they

@@ -130,6 +130,7 @@ type cell struct {
 	message  string
 	givenUp  bool
 	window   [2]int64
+	connect  int64 // of the first connection that a request opened, ns
 }
 
 type worker struct {
@@ -275,6 +276,9 @@ func (c *cell) note(s *slot) {
 	if r.Class != bench.OK {
 		c.failed++
 	}
+	if c.connect == 0 {
+		c.connect = r.Connect
+	}
 	if r.Class != c.class {
 		c.class = bench.OK // not all alike
 	}
@@ -300,6 +304,7 @@ func (c *cell) judge(ctx context.Context, ev *results.CellEvent) {
 	if c.window[0] > 0 && c.window[1] > 0 {
 		ev.WindowNS = c.window
 	}
+	ev.FirstConnNS = c.connect
 	worked := (c.window[1] - c.window[0]) * int64(c.job.Cell.Concurrency)
 	if share := float64(c.waited.Load()) / float64(max(worked, 1)); share >= waitedShare {
 		ev.Warnings = append(ev.Warnings, fmt.Sprintf("workers spent %.0f %% of the time %s: throughput is understated", 100*share, waitedFor))
