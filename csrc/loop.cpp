@@ -137,6 +137,7 @@ void Loop::submit(int32_t slot, const nb_request &r) {
     if (!(s.published.load(std::memory_order_acquire) & Slot::kEndedBit)) {
         throw Error(NB_BUSY, "slot " + std::to_string(slot) + " still answers another request: wait for its end first");
     }
+    s.used = false; // what a wait would find is gone, also when this one is refused
     if (r.max_tokens < 1) throw Error(NB_INVALID, "max_tokens is " + std::to_string(r.max_tokens) + "; it must be at least 1");
     if (!(r.temperature >= 0) || !std::isfinite(r.temperature))
         throw Error(NB_INVALID, "temperature must be 0 (greedy) or above");
@@ -297,6 +298,8 @@ void Loop::step(bool prefill) {
     } catch (const std::exception &e) {
         failure = e.what();
         if (failure.empty()) failure = "decoding failed";
+    } catch (...) {
+        failure = "decoding failed with an unknown exception";
     }
     const int64_t end = now_ns();
 
@@ -320,7 +323,15 @@ void Loop::step(bool prefill) {
         active_.resize(kept);
         return;
     }
-    for (auto [s, entry] : wanted_) emit(*s, entry);
+    for (auto [s, entry] : wanted_) {
+        try {
+            emit(*s, entry);
+        } catch (const std::exception &e) {
+            s->why = e.what();
+            active_.erase(std::find(active_.begin(), active_.end(), s));
+            finish(*s, NB_FINISH_ERROR);
+        }
+    }
 }
 
 // emit chooses the slot's next token from the logits of a batch entry, stamps

@@ -75,7 +75,6 @@ class Model {
 std::unique_ptr<Model> load_model(const nb_params &p, nb_progress *progress);
 std::unique_ptr<Vocab> load_vocab(const char *gguf_path);
 const char            *engine_name();
-int32_t                copy_log(char *buf, size_t cap); // last lines; returns the bytes written
 
 // Loop owns the model, the slots and the thread that steps them.
 class Loop {

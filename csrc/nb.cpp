@@ -32,8 +32,8 @@ class Log {
         lines_.push_back({level, text});
         if (lines_.size() > 256) lines_.pop_front();
     }
-    // reason joins the error lines since mark(): what made the last call fail.
-    std::string reason() {
+    // take joins the error lines and forgets all: the reason of what just failed.
+    std::string take() {
         std::lock_guard<std::mutex> lock(mutex_);
         std::string                 all;
         for (const Line &l : lines_) {
@@ -41,19 +41,8 @@ class Log {
             std::string text = l.text.substr(0, l.text.find_last_not_of(" \n") + 1);
             if (!text.empty()) all += (all.empty() ? "" : "; ") + text;
         }
-        return all.empty() ? "llama.cpp gave no reason" : all;
-    }
-    void clear() {
-        std::lock_guard<std::mutex> lock(mutex_);
         lines_.clear();
-    }
-    int32_t copy(char *buf, size_t cap) {
-        std::lock_guard<std::mutex> lock(mutex_);
-        std::string                 all;
-        for (const Line &l : lines_) all += l.text;
-        if (all.size() > cap) all.erase(0, all.size() - cap);
-        std::memcpy(buf, all.data(), all.size());
-        return static_cast<int32_t>(all.size());
+        return all.empty() ? "llama.cpp gave no reason" : all;
     }
 
   private:
@@ -66,8 +55,19 @@ class Log {
 };
 
 Log &llama_log() {
-    static Log log;
+    static Log &log = *new Log; // for the life of the process: threads may log while it ends
     return log;
+}
+
+// failure is the error of a llama.cpp call that failed, with the reason that its
+// log gives: lack of memory if it speaks of an allocation.
+Error failure(nb_status otherwise, const std::string &what) {
+    const std::string why    = llama_log().take();
+    bool              memory = false;
+    for (const char *sign : {"allocate", "insufficient memory", "out of memory"}) {
+        memory = memory || why.find(sign) != std::string::npos;
+    }
+    return Error(memory ? NB_MEMORY : otherwise, what + ": " + why);
 }
 
 // ---- once per process: log and backend plugins
@@ -153,13 +153,11 @@ class LlamaVocab : public Vocab {
 };
 
 ModelPtr load_weights(const char *path, llama_model_params mp, const nb_progress *progress) {
-    llama_log().clear();
+    llama_log().take();
     ModelPtr model(llama_model_load_from_file(path, mp));
     if (model) return model;
     if (progress && progress->cancel) throw Error(NB_CANCELLED, "loading " + std::string(path) + " was cancelled");
-    const std::string why    = llama_log().reason();
-    const bool        memory = why.find("alloc") != std::string::npos || why.find("memory") != std::string::npos;
-    throw Error(memory ? NB_MEMORY : NB_MODEL, "llama.cpp cannot load " + std::string(path) + ": " + why);
+    throw failure(NB_MODEL, "llama.cpp cannot load " + std::string(path));
 }
 
 // A vocabulary on its own, with the model that holds it.
@@ -234,13 +232,11 @@ class LlamaModel : public Model {
         cp.type_k = cp.type_v = p.kv_type == NB_KV_F32 ? GGML_TYPE_F32 : GGML_TYPE_F16;
         cp.kv_unified         = false; // a KV stream per slot: attention reads its own tokens only
         cp.no_perf            = true;
-        llama_log().clear();
+        llama_log().take();
         ctx_.reset(llama_init_from_model(model_.get(), cp));
         if (!ctx_) {
-            const std::string why    = llama_log().reason();
-            const bool        memory = why.find("alloc") != std::string::npos || why.find("memory") != std::string::npos;
-            throw Error(memory ? NB_MEMORY : NB_INTERNAL, "no context of " + std::to_string(p.n_slots) + " slots of " +
-                                                              std::to_string(n_ctx_slot_) + " tokens: " + why);
+            throw failure(NB_INTERNAL,
+                          "no context of " + std::to_string(p.n_slots) + " slots of " + std::to_string(n_ctx_slot_) + " tokens");
         }
         threads_ = std::make_unique<Threads>(ctx_.get(), p.n_threads, p.n_threads_batch);
         params_  = p;
@@ -314,13 +310,17 @@ class LlamaModel : public Model {
         }
         const int32_t rc = llama_decode(ctx_.get(), batch_);
         if (rc != 0)
-            throw Error(NB_INTERNAL, "llama_decode of " + std::to_string(batch_.n_tokens) + " tokens returned " +
-                                         std::to_string(rc) + ": " + llama_log().reason());
+            throw failure(NB_INTERNAL,
+                          "llama_decode of " + std::to_string(batch_.n_tokens) + " tokens returned " + std::to_string(rc));
         llama_synchronize(ctx_.get());
     }
 
-    float *logits(int32_t i) override { return llama_get_logits_ith(ctx_.get(), i); }
-    void   clear(int32_t slot) override { llama_memory_seq_rm(llama_get_memory(ctx_.get()), slot, -1, -1); }
+    float *logits(int32_t i) override {
+        float *row = llama_get_logits_ith(ctx_.get(), i);
+        if (!row) throw Error(NB_INTERNAL, "llama.cpp has no logits for entry " + std::to_string(i) + " of the batch");
+        return row;
+    }
+    void clear(int32_t slot) override { llama_memory_seq_rm(llama_get_memory(ctx_.get()), slot, -1, -1); }
 
   private:
     // Order matters: the context goes before its threads and its model.
@@ -366,7 +366,5 @@ std::unique_ptr<Vocab> load_vocab(const char *gguf_path) {
 }
 
 const char *engine_name() { return NB_ENGINE; }
-
-int32_t copy_log(char *buf, size_t cap) { return llama_log().copy(buf, cap); }
 
 } // namespace nb

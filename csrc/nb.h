@@ -77,7 +77,7 @@ typedef struct {
     int32_t n_ubatch;
     int32_t n_threads;
     int32_t n_threads_batch;
-    int32_t flash_attn;  // what was decided
+    int32_t flash_attn;  // NB_FA_*, as asked
     int32_t add_bos;     // tokenizing a prompt adds one BOS
     int64_t load_ns;     // time of open
     char    desc[128];   // "gpt2 0.1B F16"
@@ -97,7 +97,7 @@ enum {
     NB_REQ_IGNORE_EOS = 1u << 0,
     NB_REQ_ADD_BOS    = 1u << 1, // add BOS where the model's tokenizer says so
     NB_REQ_SPECIAL    = 1u << 2, // parse special tokens written in the prompt
-    NB_REQ_RAW        = 1u << 3, // no sampler: feed token 0 back, for raw decode speed
+    NB_REQ_RAW        = 1u << 3, // no sampler: some token is fed back, for raw decode speed
 };
 
 typedef struct {
@@ -173,8 +173,6 @@ typedef struct {
                                 char *err, size_t errlen);
     nb_status (*vocab_piece)(nb_vocab *v, int32_t id, char *buf, int32_t cap, int32_t *n, char *err, size_t errlen);
 
-    // log copies the engine library's last log lines (newest last).
-    int32_t (*log)(char *buf, size_t cap);
 } nb_api;
 
 __attribute__((visibility("default"))) const nb_api *nb_get_api(uint32_t abi); // NULL: another ABI

@@ -5,9 +5,10 @@
 
 // The hot loops are compiled for several instruction sets and picked at load
 // time, so that one library is fast on every x86-64. Sanitizers instrument the
-// resolvers before their runtime is up, so they get the plain version.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) &&               \
-    !defined(NB_NO_CLONES)
+// resolvers before their runtime is up, so they get the plain version; older
+// compilers do not know these level names.
+#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) &&       \
+    !defined(__SANITIZE_THREAD__) && !defined(NB_NO_CLONES)
 #define NB_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
 #define NB_CLONES

@@ -36,7 +36,7 @@ type Config struct {
 	Batch        int    // logical batch, tokens; 2048
 	UBatch       int    // physical batch, tokens; 512
 	PrefillChunk int    // prompt tokens between two decode steps; 512
-	Threads      int    // decode; the physical cores
+	Threads      int    // decode; the usable cores
 	BatchThreads int    // prefill; as Threads
 	GPULayers    int    // -1: all; 0: none
 	FlashAttn    string // auto, on, off; auto

@@ -14,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"time"
 	"unsafe"
 
 	"github.com/nativebench/nativebench/internal/bench"
@@ -91,10 +90,6 @@ func (s *session) Prepare(req *bench.Request) error {
 	return nil
 }
 
-// cancelPoll is how long a wait for the engine may last before the context is
-// looked at again. It bounds the delay of a cancellation, not of a token.
-const cancelPoll = 20 * time.Millisecond
-
 // Generate runs the prepared request. In streaming mode the calling goroutine
 // is woken for every token, as a consumer would be; the stamps are the
 // engine's in both modes. A sync answer has one mark, at its end.
@@ -110,62 +105,83 @@ func (s *session) Generate(ctx context.Context, tr *bench.Trace) error {
 		return s.failure(st)
 	}
 	tr.Sent = bench.Now()
+	if ctx.Done() != nil {
+		// Joined below: a late cancel would hit the slot's next request.
+		cancelled := make(chan struct{})
+		stop := context.AfterFunc(ctx, func() {
+			C.api_cancel(api, h, s.slot)
+			close(cancelled)
+		})
+		defer func() {
+			if !stop() {
+				<-cancelled
+			}
+		}()
+	}
 
+	var at cursor
 	seen := C.int32_t(math.MaxInt32)
 	if s.stream {
 		seen = 0
 	}
-	var cancelled error
+	st := C.nb_status(C.NB_OK)
 	for {
-		st := C.api_wait(api, h, s.slot, seen, C.int64_t(cancelPoll), s.res, s.msg.buf, errLen)
-		if st != C.NB_OK && st != C.NB_TIMEOUT {
-			s.collect(tr, seen)
-			return s.failure(st)
-		}
-		if s.res.finish != C.NB_RUNNING {
+		st = C.api_wait(api, h, s.slot, seen, -1, s.res, s.msg.buf, errLen)
+		if st != C.NB_OK || s.res.finish != C.NB_RUNNING {
 			break
 		}
-		if s.stream {
-			seen = s.mark(tr, seen)
-		}
-		if cancelled == nil && ctx.Err() != nil {
-			cancelled = ctx.Err()
-			C.api_cancel(api, h, s.slot)
-		}
+		seen = s.res.n_tokens
+		s.mark(tr, &at)
 	}
-	s.collect(tr, seen)
-	if s.res.finish == C.NB_FINISH_CANCELLED {
-		if errors.Is(cancelled, context.DeadlineExceeded) {
-			return bench.Fail(bench.Timeout, "native: the time limit of the request passed after %d tokens", tr.OutputTokens)
-		}
+	s.collect(tr, &at)
+	switch {
+	case st != C.NB_OK:
+		return s.failure(st)
+	case s.res.finish == C.NB_FINISH_CANCELLED && errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return bench.Fail(bench.Timeout, "native: the time limit of the request passed after %d tokens", tr.OutputTokens)
+	case s.res.finish == C.NB_FINISH_CANCELLED:
 		return bench.Fail(bench.Cancelled, "native: the request was cancelled after %d tokens", tr.OutputTokens)
-	}
-	if tr.OutputTokens == 0 {
-		return bench.Fail(bench.Empty, "native: the answer has no tokens")
+	case len(tr.Text) == 0:
+		return bench.Fail(bench.Empty, "native: the answer has no text (%d tokens)", tr.OutputTokens)
 	}
 	return nil
 }
 
-// mark notes the tokens after the first seen ones and returns how many there are.
-func (s *session) mark(tr *bench.Trace, seen C.int32_t) C.int32_t {
-	for i, t := range s.tokens()[seen:] {
-		tr.Mark(int64(t.t_ns), int(seen)+i+1)
+// cursor is how far an answer has been marked.
+type cursor struct {
+	tokens int // looked at
+	text   C.int32_t
+}
+
+// mark notes the tokens that came since, by their stamps. As with servers, a
+// token counts from the moment its text is there: one that is only part of a
+// character, or has no text, is counted with the next one that has.
+func (s *session) mark(tr *bench.Trace, at *cursor) {
+	for _, t := range s.tokens()[at.tokens:] {
+		at.tokens++
+		if t.text_end > at.text {
+			at.text = t.text_end
+			tr.Mark(int64(t.t_ns), at.tokens)
+			tr.Events++
+		}
 	}
-	return s.res.n_tokens
 }
 
 func (s *session) tokens() []C.nb_token { return unsafe.Slice(s.res.tokens, s.res.n_tokens) }
 
 // collect fills the trace from an ended request.
-func (s *session) collect(tr *bench.Trace, seen C.int32_t) {
+func (s *session) collect(tr *bench.Trace, at *cursor) {
 	r := s.res
 	tr.End = int64(r.t_end)
 	n := int(r.n_tokens)
 	switch {
+	case n == 0:
 	case s.stream:
-		s.mark(tr, seen)
-		tr.Events = n
-	case n > 0:
+		s.mark(tr, at)
+		if k := len(tr.Marks); k == 0 || int(tr.Marks[k-1].N) < n { // the last ones have no text of their own
+			tr.Mark(int64(s.tokens()[n-1].t_ns), n)
+		}
+	default:
 		tr.Mark(tr.End, n)
 		tr.Events = 1
 	}

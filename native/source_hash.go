@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "4e5c24589d270c795ab84152e4b9cefaee00ad66f04aa23cd1c0ec70777c23ed"
+const SourceHash = "1c10b6c3f6510d26e8e9698a7cab9d7ee6a9798e29ddb9f634680f5885f11aaf"

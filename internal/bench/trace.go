@@ -45,11 +45,11 @@ type Mark struct {
 }
 
 // Phases splits a request's time inside the engine; nanoseconds. Their sum and
-// the request's time differ by the remainder, which reports show: the engine's
-// loop working for other slots, and hand-over between threads.
+// the request's time differ by the remainder, which reports show: the loop
+// choosing other slots' tokens, and hand-over between threads.
 type Phases struct {
 	Tokenize   int64 `json:"tokenize"`
-	Queue      int64 `json:"queue"`   // waiting for a slot or for room in a batch
+	Queue      int64 `json:"queue"`   // until its first batch, and later batches of other requests (a prefill chunk while this one decodes)
 	Prefill    int64 `json:"prefill"` // batches that held prompt tokens of this request
 	Decode     int64 `json:"decode"`  // batches that held one sampled token of this request
 	Sampling   int64 `json:"sampling"`
