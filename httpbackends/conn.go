@@ -170,7 +170,7 @@ type clocks struct {
 
 func readClocks() clocks {
 	t := time.Now() // reads the wall clock and Go's monotonic clock back to back
-	return clocks{mono: bench.Now() - int64(time.Since(t)), wall: t.UnixNano()}
+	return clocks{mono: bench.At(t), wall: t.UnixNano()}
 }
 
 // stampClock turns stamps of CLOCK_REALTIME into stamps of bench.Now. The wall

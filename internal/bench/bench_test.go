@@ -17,6 +17,9 @@ func TestNowIsMonotonicAndRuns(t *testing.T) {
 		}
 		a = b
 	}
+	if before, at, after := bench.Now(), bench.At(time.Now()), bench.Now(); at < before || at > after {
+		t.Errorf("At(now) is %d, not in [%d, %d]", at, before, after)
+	}
 	if u := bench.ClockUncertainty(); u <= 0 || u > int64(time.Second) {
 		t.Errorf("offset known to ±%d ns", u)
 	}

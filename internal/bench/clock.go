@@ -18,6 +18,11 @@ var (
 // Now returns the time in nanoseconds of CLOCK_MONOTONIC. It does not allocate.
 func Now() int64 { return int64(time.Since(clockBase)) + clockOffset }
 
+// At returns the time of a time.Now reading on the clock of Now. Such a reading
+// holds the wall clock and the monotonic clock of one moment: At ties the two
+// together without a second read. t must have been made in this process.
+func At(t time.Time) int64 { return int64(t.Sub(clockBase)) + clockOffset }
+
 // ClockUncertainty returns the half-width, in nanoseconds, of the interval in
 // which the offset between Go's clock and CLOCK_MONOTONIC was pinned down.
 func ClockUncertainty() int64 { return clockUncertainty }

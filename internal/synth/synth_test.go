@@ -184,9 +184,16 @@ func readSafetensors(t *testing.T, path string) map[string]array {
 // hfName translates a GGUF name by llama.cpp's table for GPT-2.
 func hfName(name string) string {
 	for _, p := range [][2]string{
-		{"token_embd", "wte"}, {"position_embd", "wpe"}, {"output_norm", "ln_f"}, {"blk.", "h."},
-		{"attn_norm", "ln_1"}, {"attn_qkv", "attn.c_attn"}, {"attn_output", "attn.c_proj"},
-		{"ffn_norm", "ln_2"}, {"ffn_up", "mlp.c_fc"}, {"ffn_down", "mlp.c_proj"},
+		{"token_embd", "wte"},
+		{"position_embd", "wpe"},
+		{"output_norm", "ln_f"},
+		{"blk.", "h."},
+		{"attn_norm", "ln_1"},
+		{"attn_qkv", "attn.c_attn"},
+		{"attn_output", "attn.c_proj"},
+		{"ffn_norm", "ln_2"},
+		{"ffn_up", "mlp.c_fc"},
+		{"ffn_down", "mlp.c_proj"},
 	} {
 		name = strings.Replace(name, p[0], p[1], 1)
 	}
