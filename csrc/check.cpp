@@ -129,7 +129,7 @@ nb_params params(const char *model) {
     p.n_slots    = 4;
     p.n_ctx_slot = 256;
     p.n_batch = p.n_ubatch = p.prefill_chunk = 64;
-    p.n_threads = p.n_threads_batch = 2;
+    p.n_threads = p.n_threads_batch = 1;
     p.flash_attn                    = NB_FA_AUTO;
     return p;
 }
@@ -253,6 +253,7 @@ void check_requests(nb_engine *e, int requests) {
 } // namespace
 
 int main(int argc, char **argv) {
+    std::setvbuf(stdout, nullptr, _IOLBF, 0);
     if (argc < 3) {
         std::printf("usage: nb-check LIBRARY MODEL [OPENS [REQUESTS]]\n");
         return 2;

@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "1c10b6c3f6510d26e8e9698a7cab9d7ee6a9798e29ddb9f634680f5885f11aaf"
+const SourceHash = "0487f3d9b8aace0bcb85e333f913ca4e4ed863fb2c993353d98628fae832288d"
