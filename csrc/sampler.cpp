@@ -1,6 +1,7 @@
 #include "sampler.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 // The hot loops are compiled for several instruction sets and picked at load
@@ -82,6 +83,19 @@ NB_CLONES double weigh_block(const float *logits, int32_t n, float max, float in
     return total;
 }
 
+// Sum of the n weights that are at least floor.
+NB_CLONES float mass_of(const float *weight, int32_t n, float floor) {
+    float   sum[kLanes] = {0};
+    int32_t i           = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+        for (int l = 0; l < kLanes; l++) sum[l] += weight[i + l] >= floor ? weight[i + l] : 0.0f;
+    }
+    for (; i < n; i++) sum[0] += weight[i] >= floor ? weight[i] : 0.0f;
+    float total = 0;
+    for (int l = 0; l < kLanes; l++) total += sum[l];
+    return total;
+}
+
 } // namespace
 
 int32_t argmax(const float *logits, int32_t n) {
@@ -150,8 +164,20 @@ int32_t Sampler::select(double mass) {
     // nucleus is complete without them; mass is p·total.
     double total = 0;
     for (double s : block_sum_) total += s;
-    const float floor = static_cast<float>((total - mass) / n_ * 0.999);
-    int32_t     m     = 0;
+    float floor = static_cast<float>((total - mass) / n_ * 0.999);
+    // Halving the range of exponents a few times leaves little more than the
+    // nucleus; the margin keeps rounded sums from cutting into it.
+    float ceiling = 1.0f;
+    for (int i = 0; i < 7 && floor > 0; i++) {
+        const float middle = std::sqrt(floor * ceiling);
+        double      above  = 0;
+        for (size_t b = 0; b < block_sum_.size(); b++) {
+            const int32_t at = static_cast<int32_t>(b) * kBlock;
+            if (block_max_[b] >= middle) above += mass_of(&weight_[at], std::min(kBlock, n_ - at), middle);
+        }
+        (above >= mass * 1.00001 ? floor : ceiling) = middle;
+    }
+    int32_t m = 0;
     for (size_t b = 0; b < block_sum_.size(); b++) {
         if (block_max_[b] < floor) continue;
         const int32_t at = static_cast<int32_t>(b) * kBlock, end = std::min(at + kBlock, n_);

@@ -16,7 +16,7 @@ const (
 	exitOK          = 0
 	exitError       = 1   // something went wrong
 	exitUsage       = 2   // refused before anything was started
-	exitCellsFailed = 3   // the run is complete, but a cell of it failed
+	exitCellsFailed = 3   // the run is complete, but a cell of it failed, or over failedShare of its requests
 	exitInterrupted = 130 // stopped by Ctrl-C; what was measured is kept
 )
 
@@ -84,11 +84,21 @@ func newApp(known registry) *cli.App {
 			"      nativebench doctor\n" +
 			"      nativebench explain ttft\n\n" +
 			"Exit status: 0 done; 1 an error; 2 refused before anything started;\n" +
-			"3 done, but a cell failed; 130 stopped by Ctrl-C (what was measured is kept).",
-		Version:              versionLine(),
+			"3 done, but a cell failed, or over a tenth of its requests did; 130 stopped by Ctrl-C (what was measured is kept).",
+		HideVersion:          true, // versionLine opens the engine: only on demand, see Before
 		HideHelpCommand:      true,
 		EnableBashCompletion: true,
 		ExitErrHandler:       func(*cli.Context, error) {}, // runWith decides
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "version", Aliases: []string{"v"}, Usage: "print the version", DisableDefaultText: true},
+		},
+		Before: func(c *cli.Context) error {
+			if !c.Bool("version") {
+				return nil
+			}
+			fmt.Fprintf(c.App.Writer, "%s version %s\n", c.App.Name, versionLine())
+			return exitStatus(exitOK)
+		},
 		Commands: []*cli.Command{
 			compareCommand(known),
 			runCommand(known),

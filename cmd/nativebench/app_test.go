@@ -281,3 +281,17 @@ func TestFlagsMayComeAfterArguments(t *testing.T) {
 		}
 	}
 }
+
+// Only --version opens the engine library: one that is opened early decides
+// which llama.cpp all later ones in the process are linked to.
+func TestNoEngineIsOpenedBeforeItIsAskedFor(t *testing.T) {
+	app := newApp(testRegistry())
+	if strings.Contains(app.Version, "engine") {
+		t.Errorf("the version line is made with the app: %q", app.Version)
+	}
+	for _, flag := range []string{"--version", "-v"} {
+		if code, stdout, stderr := invoke(t, flag); code != exitOK || !strings.Contains(stdout, "engine: ") || stderr != "" {
+			t.Errorf("%s: status %d, %q, %q", flag, code, stdout, stderr)
+		}
+	}
+}

@@ -67,7 +67,7 @@ func measureAction(c *cli.Context, known registry, base plan.Plan) error {
 	}
 	todo := s.todo()
 	if c.Bool("dry-run") {
-		s.header(c.App.ErrWriter, len(todo))
+		s.header(c.App.ErrWriter, todo)
 		for _, i := range todo {
 			fmt.Fprintln(c.App.Writer, s.cells[i].ID())
 		}
@@ -84,7 +84,7 @@ func (s *setup) readyToRun(stop *stopper, out io.Writer) error {
 
 // runAndReport runs the cells and reports the directory, however the run ends.
 func (s *setup) runAndReport(c *cli.Context, stop *stopper, manifest *results.Manifest, todo []int) (err error) {
-	x := &execution{setup: s, stop: stop, show: newProgress(c.App.ErrWriter, s.cells), manifest: manifest, attempt: map[string]int{}}
+	x := &execution{setup: s, stop: stop, show: newProgress(c.App.ErrWriter, s.at(todo)), manifest: manifest, attempt: map[string]int{}}
 	if x.command, err = cellProcess(); err != nil {
 		return err
 	}
@@ -94,12 +94,12 @@ func (s *setup) runAndReport(c *cli.Context, stop *stopper, manifest *results.Ma
 	if s.resumed == nil {
 		x.w, err = results.Create(s.out, manifest)
 	} else {
-		err = x.reopen(c.App.ErrWriter)
+		err = x.reopen(c.App.ErrWriter, len(todo) > 0)
 	}
 	if err != nil {
 		return usageError{err}
 	}
-	s.header(c.App.ErrWriter, len(todo))
+	s.header(c.App.ErrWriter, todo)
 	runErr := x.run(todo)
 	err = errors.Join(runErr, x.w.Close())
 	if runErr != nil {
@@ -115,7 +115,7 @@ func (s *setup) runAndReport(c *cli.Context, stop *stopper, manifest *results.Ma
 	switch {
 	case err != nil:
 		return exitStatus(exitError)
-	case stop.stopped():
+	case stop.stopped() && x.left > 0: // not when all was done by then
 		fmt.Fprintf(c.App.ErrWriter, "stopped; complete it with: nativebench %s --resume %s\n", c.Command.Name, s.out)
 		return exitStatus(exitInterrupted)
 	case x.failed > 0:
@@ -124,8 +124,10 @@ func (s *setup) runAndReport(c *cli.Context, stop *stopper, manifest *results.Ma
 	return nil
 }
 
-// reopen takes a run up where it was left.
-func (x *execution) reopen(out io.Writer) error {
+// reopen takes a run up where it was left. measures says that stamps will be
+// added to it.
+func (x *execution) reopen(out io.Writer, measures bool) error {
+	clock := x.manifest.Clock
 	differences, err := x.sameRun(x.manifest)
 	if err != nil {
 		return err
@@ -144,8 +146,12 @@ func (x *execution) reopen(out io.Writer) error {
 	for _, d := range differences {
 		fmt.Fprintln(out, "warning: "+d)
 	}
-	if len(differences) > 0 {
-		x.manifest.Environment.Warnings = append(x.manifest.Environment.Warnings, differences...)
+	x.manifest.Environment.Warnings = append(x.manifest.Environment.Warnings, differences...)
+	if measures {
+		clock.EventsBefore = len(run.Events)
+		x.manifest.Clocks = append(x.manifest.Clocks, clock)
+	}
+	if len(differences) > 0 || measures {
 		return w.SetManifest(x.manifest)
 	}
 	return nil

@@ -2,7 +2,10 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -192,27 +195,162 @@ func TestRealBackendsSideBySide(t *testing.T) {
 		if b.Context != 256 || b.Slots != 2 {
 			t.Errorf("%s has %d slots of %d tokens", b.Backend, b.Slots, b.Context)
 		}
+		// What is recorded is what the engines really have.
+		want := results.Settings{Slots: 2, Context: 256, Threads: 1, BatchThreads: 1, Batch: 512, UBatch: 512, PrefillChunk: 512, GPULayers: -1, FlashAttn: "auto", CacheType: "f16"}
+		if b.Settings == nil || *b.Settings != want {
+			t.Errorf("%s has settings %+v", b.Backend, b.Settings)
+		}
+		has := map[string]string{"native": b.Build, "llama-server": strings.Join(b.Command, " ")}[b.Backend]
+		for _, s := range map[string][]string{
+			"native": {"threads 1/1, batch 512/512"}, "llama-server": {"--batch-size 512", "--ubatch-size 512", "--threads 1", "--threads-batch 1", "--ctx-size 512"},
+		}[b.Backend] {
+			if !strings.Contains(has, s) {
+				t.Errorf("%s: no %q in %s", b.Backend, s, has)
+			}
+		}
 	}
 }
 
-// A server that ended by itself is started again for the next cell, and both
-// cells say so.
-func TestDeadServerIsStartedAgain(t *testing.T) {
+// A cell whose server ended by itself is failed, whatever was answered; the
+// server is started again for the next cell, and resuming repeats the cell.
+func TestDeadServerFailsItsCellAndIsStartedAgain(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "run")
 	code, _, stderr := invoke(t, small("mortal", out, "--mode", "sync", "--repeat", "3")...)
-	if code != exitOK || !strings.Contains(stderr, "started again") {
+	if code != exitCellsFailed || !strings.Contains(stderr, "started again") {
 		t.Fatalf("status %d: %s", code, stderr)
 	}
 	run := readRun(t, out)
-	for i, want := range []string{"during this cell the server ended by itself", "before this cell, the server ended by itself", ""} {
-		c := run.Cells()[i]
+	cells := run.Cells()
+	if c := cells[0]; c.State != results.CellFailed || c.Event.Class != string(bench.Crash) ||
+		!strings.Contains(c.Why(), "the server ended by itself (signal: killed)") || !strings.Contains(c.Why(), "of 4 requests had been answered") ||
+		strings.Contains(c.Why(), "user") || strings.Join(c.Event.Stderr, "") != "mortal: farewell" {
+		t.Errorf("%s: %s, stderr %q", c.ID, c.Why(), c.Event.Stderr)
+	}
+	for i, want := range []string{"before this cell, the server ended by itself", ""} {
+		c := cells[i+1]
 		got := strings.Join(c.Event.Warnings, "\n")
 		if !c.Done() || (want == "" && strings.Contains(got, "ended by itself")) || !strings.Contains(got, want) {
 			t.Errorf("%s: %s, warnings %q", c.ID, c.State, got)
 		}
 	}
-	if b := run.Manifest.Backends; len(b) != 2 || b[1].StartNS != 2 || !strings.HasPrefix(b[0].Log, "logs") || strings.Contains(fmt.Sprint(b), "secret") {
+	b := run.Manifest.Backends // the first may have ended before it could say what it is
+	if n := len(b); n == 0 || b[n-1].StartNS != 2 || !strings.HasPrefix(b[n-1].Log, "logs") || strings.Contains(fmt.Sprint(b), "secret") {
 		t.Errorf("backends %+v", b)
+	}
+
+	// Only what is left is counted, and its clock is kept beside the first.
+	code, _, stderr = invoke(t, "compare", "--resume", out, "--format", "none")
+	if !strings.Contains(stderr, "1 of 3 are still to run (4 requests, and 1 to warm up)") || !strings.Contains(stderr, "[1/1] "+cells[0].ID) {
+		t.Errorf("status %d: %s", code, stderr)
+	}
+	run = readRun(t, out)
+	if c := run.Cells()[0]; c.Attempt != 2 {
+		t.Errorf("%s: attempt %d", c.ID, c.Attempt)
+	}
+	m := run.Manifest
+	if len(m.Clocks) != 1 || m.Clocks[0].EventsBefore != 6 || m.Clocks[0].MonotonicNS <= m.Clock.MonotonicNS || m.Clocks[0].BootID != m.Clock.BootID {
+		t.Errorf("clocks %+v beside %+v", m.Clocks, m.Clock)
+	}
+}
+
+// The same with a real server that is killed: no more is asked of it.
+func TestKilledServerFailsItsCell(t *testing.T) {
+	engine := os.Getenv(native.EnvDir)
+	if engine == "" {
+		t.Skipf("needs llama-server and a vocabulary: set %s", native.EnvDir)
+	}
+	if _, err := os.Stat(filepath.Join(engine, "llama-server")); err != nil {
+		t.Skip(err)
+	}
+	dir := t.TempDir()
+	made, err := synth.Write(t.Context(), synth.Spec{Model: "gpt2", Seed: 1, Layers: 1, Width: 64, VocabDir: filepath.Join(engine, "vocab")}, filepath.Join(dir, "model"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := filepath.Join(dir, "run")
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for lines(filepath.Join(out, "requests.jsonl")) < 20 {
+			select {
+			case <-t.Context().Done():
+				return
+			case <-time.After(2 * time.Millisecond):
+			}
+		}
+		for _, pid := range childrenOf(os.Getpid()) {
+			if name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); strings.HasPrefix(string(name), "llama-server") {
+				syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+	}()
+	code, _, stderr := invoke(t, small("llama-server", out, "--weights", made.GGUF, "--requests", "20000", "--max-tokens", "8", "--threads", "1", "--mode", "sync")...)
+	<-done
+	c := readRun(t, out).Cells()[0]
+	if code != exitCellsFailed || c.State != results.CellFailed || c.Event.Class != string(bench.Crash) || !strings.Contains(c.Why(), "the server ended by itself (signal: killed)") || len(c.Event.Stderr) == 0 {
+		t.Errorf("status %d, %s, stderr %q: %s", code, c.Why(), c.Event.Stderr, stderr)
+	}
+	if n := len(c.Measured()); n < 19 || n >= 20000 {
+		t.Errorf("%d records", n)
+	}
+}
+
+// More than a tenth of failed requests is no success, though the cell is done.
+func TestFailedRequestsAreToldByTheStatus(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "run")
+	code, _, stderr := invoke(t, small("flaky", out, "--mode", "sync")...)
+	if code != exitCellsFailed || !strings.Contains(stderr, "2 FAILED") || !readRun(t, out).Cells()[0].Done() {
+		t.Fatalf("status %d: %s", code, stderr)
+	}
+}
+
+// A Ctrl-C after the last request finds nothing to stop.
+func TestALateStopIsNoInterruption(t *testing.T) {
+	x := &execution{stop: &stopper{ctx: t.Context(), drain: make(chan struct{})}, left: 1, setup: &setup{}}
+	out := filepath.Join(t.TempDir(), "run")
+	var err error
+	if x.w, err = results.Create(out, &results.Manifest{Schema: results.Schema, Cells: []results.Cell{{ID: "a"}}}); err != nil {
+		t.Fatal(err)
+	}
+	defer x.w.Close()
+	x.show = newProgress(io.Discard, []plan.Cell{{Requests: 1}})
+	x.show.request(false)
+	for i, tt := range []struct {
+		state results.CellState
+		left  int
+	}{{results.CellInterrupted, 1}, {results.CellDone, 0}} {
+		ev := results.CellEvent{Cell: "a", Attempt: i + 1, State: results.CellStarted}
+		if err := x.w.Event(ev); err != nil {
+			t.Fatal(err)
+		}
+		ev.State = tt.state
+		if err := x.finish(ev, 0); err != nil || x.left != tt.left || x.failed != 0 {
+			t.Fatalf("%s: %v, %d left, %d failed", tt.state, err, x.left, x.failed)
+		}
+	}
+}
+
+// A backend that cannot serve one model is tried again with the next.
+func TestFailedStartsCountForTheirModelOnly(t *testing.T) {
+	tries := map[string]int{}
+	b := backend{name: "picky", ready: func(_ context.Context, p place) (*seat, error) {
+		tries[p.model.Key]++
+		if p.model.Key == "phi-2" {
+			return nil, errors.New("too big")
+		}
+		return &seat{}, nil
+	}}
+	s := newSeats(func(_, key string) place { return place{model: plan.Model{Key: key}} })
+	for range startTries + 1 {
+		if _, _, _, err := s.get(t.Context(), b, "phi-2"); err == nil {
+			t.Fatal("phi-2 was served")
+		}
+	}
+	if _, started, _, err := s.get(t.Context(), b, "gpt2"); err != nil || !started {
+		t.Fatalf("gpt2: %v", err)
+	}
+	if tries["phi-2"] != startTries || tries["gpt2"] != 1 {
+		t.Errorf("tries %v", tries)
 	}
 }
 

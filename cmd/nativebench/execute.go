@@ -27,27 +27,29 @@ type execution struct {
 	seats    *seats
 	command  []string // argv of the process of a cell
 	env      []string // its environment; nil: this process's
-	failed   int      // cells that failed
+	failed   int      // cells that failed, or whose requests did
+	left     int      // cells that have not come to their end
 }
 
 // run measures the cells at the indices todo. Whatever a cell does is its
 // result; an error means that results cannot be kept any more.
 func (x *execution) run(todo []int) (err error) {
-	x.seats = &seats{known: x.known, place: x.place, taken: map[string]*keptSeat{}, failed: map[string]int{}, why: map[string]error{}}
+	x.seats = newSeats(x.place)
+	x.left = len(todo)
 	defer func() {
 		x.show.clear()
 		if stopErr := x.seats.close(); stopErr != nil {
 			x.show.note("warning: " + stopErr.Error())
 		}
 	}()
-	for _, i := range todo {
+	for at, i := range todo {
 		if x.stop.stopped() {
 			return nil
 		}
 		if !x.pause(x.cells[i].Cooldown) {
 			return nil
 		}
-		x.show.start(i)
+		x.show.start(at)
 		if err := x.cell(x.cells[i]); err != nil {
 			return err
 		}
@@ -73,13 +75,14 @@ func (x *execution) pause(d time.Duration) bool {
 
 // place says where a backend serves a model.
 func (x *execution) place(name, modelKey string) place {
-	p := place{engine: x.engine, engineDir: x.engineDir, slots: x.slots()}
+	p := place{engineDir: x.engineDir, slots: x.slots()}
 	p.model, _ = plan.ModelByKey(modelKey) // the plan was validated
 	if m := x.models[modelKey]; m != nil {
 		p.weights, p.context = m.file, m.context
 	} else {
 		p.context = x.plan.SlotContext(p.model)
 	}
+	p.engine = x.engine.Resolve(p.slots, p.context)
 	p.log = filepath.Join(x.w.LogDir(), name+"."+modelKey+".log")
 	return p
 }
@@ -137,6 +140,9 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 	var watch *runner.Watcher
 	var keepErr error // of the manifest
 	failed := 0
+	warmups, measured := c.Warmup*c.Concurrency, runner.Measured(c) // still to come
+	drain, release := x.drainFor(seat)
+	defer release()
 	child := runner.Child{
 		Command: x.command, Env: x.env, Log: log,
 		Spec:  runner.Spec{Job: job, Backend: spec},
@@ -154,8 +160,18 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 			entry := seat.entry
 			entry.Info = info
 			keepErr = x.noteBackend(entry, started)
+			if warmups == 0 {
+				watch.Mark()
+			}
 		},
 		Record: func(r *results.Record) error {
+			left := &measured
+			if r.Warmup {
+				left = &warmups
+			}
+			if *left--; *left == 0 {
+				watch.Mark() // the window begins about now, or is over
+			}
 			if r.Class != bench.OK && !r.Warmup {
 				failed++
 			}
@@ -163,7 +179,7 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 			return x.w.Request(r)
 		},
 	}
-	ev, err := runner.Supervise(x.stop.ctx, x.stop.drain, child)
+	ev, err := runner.Supervise(x.stop.ctx, drain, child)
 	ev.Warnings = append(warnings, ev.Warnings...)
 	if watch != nil {
 		use, busy, watchErr := watch.Stop(ev.WindowNS, x.machine.Cores)
@@ -171,8 +187,8 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 		ev.Warnings = append(ev.Warnings, busy...)
 		keepErr = firstError(keepErr, watchErr)
 	}
-	if gone := seat.gone(); gone != "" && ev.State != results.CellInterrupted {
-		x.serverDied(&ev, seat, gone)
+	if gone := seat.ended(failed > 0); gone != "" {
+		x.serverDied(&ev, seat, gone, failed)
 	}
 	if err := firstError(err, keepErr); err != nil {
 		return err
@@ -184,23 +200,53 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 // taken to hang.
 const hangGrace = 10 * time.Second
 
-// serverDied makes the server's end the reason of the cell's failure.
-func (x *execution) serverDied(ev *results.CellEvent, seat *keptSeat, gone string) {
-	if ev.State == results.CellDone {
-		ev.Warnings = append(ev.Warnings, "during this cell "+gone)
-	} else {
-		ev.Class = string(bench.Crash)
-		ev.Reason = gone + "; " + ev.Reason
+// drainFor is closed when the user stops the run and also when the server of
+// the seat ends by itself: there is nobody left to ask. release frees it.
+func (x *execution) drainFor(seat *keptSeat) (drain <-chan struct{}, release func()) {
+	if seat.died == nil {
+		return x.stop.drain, func() {}
 	}
-	if seat.lastLog != nil && len(ev.Stderr) == 0 {
-		ev.Stderr = seat.lastLog(20)
+	both, released := make(chan struct{}), make(chan struct{})
+	go func() {
+		select {
+		case <-x.stop.drain:
+			close(both)
+		case <-seat.died:
+			close(both)
+		case <-released:
+		}
+	}()
+	return both, func() { close(released) }
+}
+
+// serverDied makes the server's end the reason of the cell's failure, whatever
+// the process of the cell made of it: requests that were answered before do not
+// make a whole cell.
+func (x *execution) serverDied(ev *results.CellEvent, seat *keptSeat, gone string, failedRequests int) {
+	said := ""
+	if ev.State == results.CellFailed {
+		said = "; " + ev.Reason
+	}
+	ev.State, ev.Class = results.CellFailed, string(bench.Crash)
+	ev.Reason = fmt.Sprintf("%s; %d of %d requests had been answered%s", gone, x.show.requests()-failedRequests, x.show.planned(), said)
+	if seat.lastLog != nil {
+		if last := seat.lastLog(20); len(last) > 0 {
+			ev.Stderr = last // what the client printed is in its own log
+		}
 	}
 }
 
+// failedShare is which share of a cell's requests may fail before the run's
+// exit status tells of it: a cell with more has measured something else.
+const failedShare = 0.10
+
 func (x *execution) finish(ev results.CellEvent, failedRequests int) error {
 	ev.T = bench.Now()
-	if ev.State == results.CellFailed || (ev.State == results.CellDone && failedRequests == x.show.requests()) {
+	if ev.State == results.CellFailed || float64(failedRequests) > failedShare*float64(x.show.requests()) {
 		x.failed++
+	}
+	if ev.State != results.CellInterrupted {
+		x.left--
 	}
 	x.show.end(ev, failedRequests)
 	return x.w.Event(ev)

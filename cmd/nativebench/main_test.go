@@ -99,6 +99,7 @@ func testRegistry() registry {
 			check: func(string) error { return errors.New("absent: its program is not installed") },
 		},
 		mortal(),
+		flaky(),
 		holder(),
 		backend{
 			name: "unready", about: "for tests",
@@ -108,6 +109,21 @@ func testRegistry() registry {
 			},
 		},
 	)
+}
+
+// flaky fails two of a cell's requests.
+func flaky() backend {
+	return backend{
+		name: "flaky", about: "for tests",
+		check: func(string) error { return nil },
+		ready: func(context.Context, place) (*seat, error) { return &seat{spec: ""}, nil },
+		open: func(context.Context, json.RawMessage, func(float64)) (bench.Backend, error) {
+			return benchtest.NewFake(benchtest.FakeConfig{
+				Name: "flaky", Virtual: true, Context: 4096,
+				Fail: map[int]bench.Class{2: bench.Engine, 3: bench.Engine},
+			}), nil
+		},
+	}
 }
 
 // mortal is a server whose first process ends by itself as soon as it is ready.
@@ -122,7 +138,7 @@ func mortal() backend {
 				close(died)
 			}
 			return &seat{
-				spec: "", died: died,
+				spec: "", died: died, exit: func() string { return "signal: killed" },
 				entry:   results.Backend{Command: []string{"mortal", "--api-key", "secret"}, Log: p.log, StartNS: int64(starts)},
 				pids:    func() []int { return []int{os.Getpid()} },
 				lastLog: func(int) []string { return []string{"mortal: farewell"} },

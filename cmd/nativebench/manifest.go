@@ -34,7 +34,7 @@ func (s *setup) newManifest(args []string) (*results.Manifest, error) {
 		Plan:    s.plan,
 		Clock: results.Clock{
 			Source: "CLOCK_MONOTONIC", UncertaintyNS: bench.ClockUncertainty(),
-			WallNS: time.Now().UnixNano(), MonotonicNS: bench.Now(),
+			WallNS: time.Now().UnixNano(), MonotonicNS: bench.Now(), BootID: bootID(),
 		},
 	}
 	notes := s.plan.Notes()
@@ -81,6 +81,16 @@ func expected(c plan.Cell) [2]int {
 	return [2]int{}
 }
 
+// bootID tells one start of the machine from another: the clock of the stamps
+// begins anew with each. "" where the kernel does not tell (random(4)).
+func bootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
 func runID() string {
 	var b [8]byte
 	rand.Read(b[:]) // never fails
@@ -101,10 +111,10 @@ func hashFile(path string) (sum string, size int64, err error) {
 	return hex.EncodeToString(h.Sum(nil)), size, nil
 }
 
-// header says what will be run, before it is.
-func (s *setup) header(w io.Writer, todo int) {
+// header says what will be run, before it is: the cells at the indices todo.
+func (s *setup) header(w io.Writer, todo []int) {
 	requests, warmup := 0, 0
-	for _, c := range s.cells {
+	for _, c := range s.at(todo) {
 		requests += c.Requests
 		warmup += c.Warmup * c.Concurrency
 	}
@@ -120,8 +130,8 @@ func (s *setup) header(w io.Writer, todo int) {
 	}
 	row("modes", "%s; concurrency %s; repeats: %d", strings.Join(names(s.plan.Modes), ", "), joined(s.plan.Concurrency), s.plan.Repeats)
 	cells := fmt.Sprintf("%d", len(s.cells))
-	if todo != len(s.cells) {
-		cells = fmt.Sprintf("%d of %d are still to run", todo, len(s.cells))
+	if len(todo) != len(s.cells) {
+		cells = fmt.Sprintf("%d of %d are still to run", len(todo), len(s.cells))
 	}
 	row("cells", "%s (%d requests, and %d to warm up)", cells, requests, warmup)
 	for _, key := range s.plan.Models {
@@ -135,10 +145,8 @@ func (s *setup) header(w io.Writer, todo int) {
 			row("model", "%s", key)
 		}
 	}
-	if len(s.holders()) > 0 {
-		e := s.engine
-		row("engine", "threads %d, slots %d of %s tokens, batch %d/%d, KV %s: the same for all backends",
-			e.Threads, s.slots(), s.contexts(), e.Batch, e.UBatch, e.CacheType)
+	for _, line := range s.engineLines() {
+		row("engine", "%s", line)
 	}
 	row("machine", "%s, %d cores, %s of memory (%s free)", s.machine.CPU, s.machine.Cores, gib(s.machine.Memory.TotalBytes), gib(s.machine.Memory.AvailableBytes))
 	for _, note := range append(slices.Clone(s.machine.Warnings), s.plan.Notes()...) {
@@ -158,14 +166,22 @@ func (s *setup) lengths() (list []int) {
 	return list
 }
 
-func (s *setup) contexts() string {
-	var list []int
+// engineLines say what every engine of this run is given, one line if it is
+// the same for all models.
+func (s *setup) engineLines() (lines []string) {
 	for _, key := range s.plan.Models {
-		if m := s.models[key]; m != nil {
-			list = append(list, m.context)
+		m := s.models[key]
+		if m == nil {
+			continue
+		}
+		e := s.engine.Resolve(s.slots(), m.context)
+		line := fmt.Sprintf("threads %d (prefill %d), slots %d of %d tokens, batch %d/%d, KV %s: the same for all backends",
+			e.Threads, e.BatchThreads, s.slots(), e.Context, e.Batch, e.UBatch, e.CacheType)
+		if !slices.Contains(lines, line) {
+			lines = append(lines, line)
 		}
 	}
-	return joined(list)
+	return lines
 }
 
 func joined[T any](list []T) string {

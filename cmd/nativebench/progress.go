@@ -76,9 +76,9 @@ type progress struct {
 	mu   sync.Mutex
 	show *liveLine
 
-	cells    []plan.Cell
-	at       int // cell that runs, index in cells
-	answered int // measured requests of it
+	cells    []plan.Cell // that are to run
+	at       int         // cell that runs, index in cells
+	answered int         // measured requests of it
 	what     string
 
 	began time.Time // of the cell
@@ -92,7 +92,7 @@ func newProgress(out io.Writer, cells []plan.Cell) *progress {
 	}
 }
 
-// start says that cell i begins.
+// start says that cell i of those that are to run begins.
 func (p *progress) start(i int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -119,6 +119,13 @@ func (p *progress) request(warmup bool) {
 		p.what = fmt.Sprintf("%d of %d requests", p.answered, p.cells[p.at].Requests)
 	}
 	p.draw()
+}
+
+// planned is how many measured requests the cell that runs is to send.
+func (p *progress) planned() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.cells[p.at].Requests
 }
 
 // requests is how many measured requests of the cell have ended.

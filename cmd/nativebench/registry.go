@@ -40,27 +40,40 @@ type backend struct {
 type place struct {
 	model     plan.Model
 	weights   results.Model
-	engine    plan.Engine // threads resolved
+	engine    plan.Engine // resolved: what every engine is given
 	engineDir string
 	slots     int // requests at once, the most that the plan asks for
 	context   int // tokens per slot
 	log       string
 }
 
+// settings are those that an engine at this place is started with.
+func (p place) settings() *results.Settings {
+	e := p.engine
+	return &results.Settings{
+		Slots: p.slots, Context: p.context, Threads: e.Threads, BatchThreads: e.BatchThreads,
+		Batch: e.Batch, UBatch: e.UBatch, PrefillChunk: e.PrefillChunk,
+		GPULayers: e.GPULayers, FlashAttn: e.FlashAttn, CacheType: e.CacheType,
+	}
+}
+
 // seat is a backend that is ready.
 type seat struct {
 	spec  any             // for open, as JSON
-	entry results.Backend // Command, Endpoint, Log, StartNS
+	entry results.Backend // Command, Endpoint, Log, StartNS, Settings
 
 	// The rest is nil for an engine in process.
 	pids    func() []int    // roots of its process tree
 	died    <-chan struct{} // closed when it ended
+	exit    func() string   // how it ended; may be nil
 	lastLog func(n int) []string
 	stop    func(context.Context) error
 }
 
-// backends returns the rows. Adding a server that nativebench starts is adding
-// its row to httpbackends.
+// backends returns the rows. A row of httpbackends with a Program is taken up
+// by itself if that program lies in the engine directory and loads a GGUF file
+// onto this machine, as all of them do now; a server that is found elsewhere or
+// holds its weights in another form needs a function like serverBackend.
 func backends() registry {
 	rows := registry{nativeBackend()}
 	for _, s := range httpbackends.Servers() {
@@ -100,7 +113,7 @@ func nativeBackend() backend {
 				Slots: p.slots, Context: p.context, Batch: e.Batch, UBatch: e.UBatch, PrefillChunk: e.PrefillChunk,
 				Threads: e.Threads, BatchThreads: e.BatchThreads, GPULayers: e.GPULayers,
 				FlashAttn: e.FlashAttn, CacheType: e.CacheType,
-			}}, nil
+			}, entry: results.Backend{Settings: p.settings()}}, nil
 		},
 		open: func(ctx context.Context, spec json.RawMessage, loading func(float64)) (bench.Backend, error) {
 			var cfg native.Config
@@ -165,9 +178,13 @@ func serverBackend(row httpbackends.Server) backend {
 					Endpoint: server.Endpoint(), Model: p.model.Key,
 					Weights: p.weights.Path, Synthetic: p.weights.Synthetic,
 				},
-				entry:   results.Backend{Command: argv, Endpoint: server.Endpoint(), Log: p.log, StartNS: server.StartToReady().Nanoseconds()},
-				pids:    server.PIDs,
+				entry: results.Backend{
+					Command: argv, Endpoint: server.Endpoint(), Log: p.log,
+					StartNS: server.StartToReady().Nanoseconds(), Settings: p.settings(),
+				},
+				pids:    server.Root,
 				died:    server.Done(),
+				exit:    server.Exit,
 				lastLog: server.LastLog,
 				stop:    server.Stop,
 			}, nil

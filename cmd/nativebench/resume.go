@@ -78,6 +78,15 @@ func (s *setup) todo() (list []int) {
 	return list
 }
 
+// at are the cells at those indices.
+func (s *setup) at(indices []int) []plan.Cell {
+	cells := make([]plan.Cell, len(indices))
+	for i, at := range indices {
+		cells[i] = s.cells[at]
+	}
+	return cells
+}
+
 // sameRun refuses to complete a run with other cells, weights or prompts than
 // it was begun with, and returns what else is different: that goes into the
 // manifest as warnings.

@@ -20,11 +20,18 @@ const startTries = 2
 // seats keeps the backends that are ready, one for each name. Servers are
 // started when first needed and stay, idle between their cells.
 type seats struct {
-	known  registry
 	place  func(backendName, modelKey string) place
-	taken  map[string]*keptSeat
-	failed map[string]int // failures to become ready in a row
-	why    map[string]error
+	taken  map[string]*keptSeat // by name
+	failed map[served]int       // failures to become ready in a row
+	why    map[served]error
+}
+
+// served is a backend with a model: one that cannot serve a model may well
+// serve the next.
+type served struct{ name, model string }
+
+func newSeats(place func(backendName, modelKey string) place) *seats {
+	return &seats{place: place, taken: map[string]*keptSeat{}, failed: map[served]int{}, why: map[served]error{}}
 }
 
 type keptSeat struct {
@@ -46,18 +53,19 @@ func (s *seats) get(ctx context.Context, b backend, model string) (kept *keptSea
 			s.drop(ctx, b.name)
 		}
 	}
-	if s.failed[b.name] >= startTries {
-		return nil, false, died, fmt.Errorf("not tried again after %d failures in a row: %w", startTries, s.why[b.name])
+	what := served{b.name, model}
+	if s.failed[what] >= startTries {
+		return nil, false, died, fmt.Errorf("not tried again after %d failures in a row: %w", startTries, s.why[what])
 	}
 	ready, err := b.ready(ctx, s.place(b.name, model))
 	if err != nil {
 		if ctx.Err() == nil {
-			s.failed[b.name]++
-			s.why[b.name] = err
+			s.failed[what]++
+			s.why[what] = err
 		}
 		return nil, false, died, err
 	}
-	s.failed[b.name] = 0
+	s.failed[what] = 0
 	kept = &keptSeat{seat: ready, model: model}
 	s.taken[b.name] = kept
 	return kept, true, died, nil
@@ -71,6 +79,9 @@ func (k *keptSeat) gone() string {
 	select {
 	case <-k.died:
 		text := "the server ended by itself"
+		if k.exit != nil {
+			text += " (" + k.exit() + ")"
+		}
 		if k.entry.Log != "" {
 			text += "; its log is " + filepath.Join("logs", filepath.Base(k.entry.Log))
 		}
@@ -78,6 +89,18 @@ func (k *keptSeat) gone() string {
 	default:
 		return ""
 	}
+}
+
+// ended is gone, and where requests failed it waits a moment first: clients
+// notice a crash before the process has been waited for.
+func (k *keptSeat) ended(failures bool) string {
+	if failures && k.died != nil {
+		select {
+		case <-k.died:
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+	return k.gone()
 }
 
 func (s *seats) drop(ctx context.Context, name string) error {

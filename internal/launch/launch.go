@@ -297,6 +297,17 @@ func (s *Server) PIDs() []int {
 	return pids
 }
 
+// Root returns the server's own process, from which all others of it descend,
+// or nothing once it has ended. Unlike PIDs it costs nothing.
+func (s *Server) Root() []int {
+	select {
+	case <-s.done:
+		return nil
+	default:
+		return []int{s.cmd.Process.Pid}
+	}
+}
+
 // LastLog returns the last n lines of the log, oldest first.
 func (s *Server) LastLog(n int) []string { return tail(s.spec.LogPath, n) }
 

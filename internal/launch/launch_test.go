@@ -142,6 +142,9 @@ func TestStartAndStop(t *testing.T) {
 	if got := s.PIDs(); len(got) != 1 || got[0] != s.cmd.Process.Pid {
 		t.Errorf("PIDs = %v, want [%d]", got, s.cmd.Process.Pid)
 	}
+	if got := s.Root(); len(got) != 1 || got[0] != s.cmd.Process.Pid {
+		t.Errorf("Root = %v, want [%d]", got, s.cmd.Process.Pid)
+	}
 	if got := s.LastLog(5); !slices.Contains(got, "starting up as serve") {
 		t.Errorf("log = %q", got)
 	}
@@ -160,6 +163,9 @@ func TestStartAndStop(t *testing.T) {
 	}
 	if s.PIDs() != nil && len(s.PIDs()) != 0 {
 		t.Errorf("PIDs after Stop = %v", s.PIDs())
+	}
+	if got := s.Root(); got != nil {
+		t.Errorf("Root after Stop = %v", got)
 	}
 	if s.Exit() != "signal: terminated" {
 		t.Errorf("Exit = %q", s.Exit())

@@ -316,3 +316,28 @@ func TestValidateRefuses(t *testing.T) {
 		t.Errorf("the lengths of own prompts are not the plan's to judge: %v", err)
 	}
 }
+
+// One set of numbers is true of the engine in process and of the server alike.
+func TestEngineSettingsResolveToWhatEnginesUse(t *testing.T) {
+	d := plan.Default().Engine
+	for _, tt := range []struct {
+		name           string
+		change         func(*plan.Engine)
+		slots, context int
+		batch, ubatch  int
+	}{
+		{"the chunk is the batch", func(*plan.Engine) {}, 4, 1024, 512, 512},
+		{"cut to the context", func(*plan.Engine) {}, 1, 256, 256, 256},
+		{"cut to the context of all slots", func(*plan.Engine) {}, 2, 128, 256, 256},
+		{"a batch below the chunk", func(e *plan.Engine) { e.Batch = 64 }, 1, 256, 64, 64},
+		{"a small physical batch", func(e *plan.Engine) { e.UBatch = 32 }, 1, 1024, 512, 32},
+		{"a token of each slot", func(e *plan.Engine) { e.PrefillChunk = 4 }, 16, 256, 16, 16},
+	} {
+		e := d
+		tt.change(&e)
+		got := e.Resolve(tt.slots, tt.context)
+		if got.Batch != tt.batch || got.UBatch != tt.ubatch || got.PrefillChunk != tt.batch || got.Context != tt.context {
+			t.Errorf("%s: %+v", tt.name, got)
+		}
+	}
+}

@@ -54,12 +54,27 @@ type Engine struct {
 	Threads      int    `json:"threads"`       // for decode; 0: the physical cores
 	BatchThreads int    `json:"batch_threads"` // for prefill; 0: as Threads
 	Context      int    `json:"context"`       // tokens per slot, prompt and output; 0: what the plan needs
-	Batch        int    `json:"batch"`         // largest logical batch, tokens
+	Batch        int    `json:"batch"`         // largest logical batch, tokens; see Resolve
 	UBatch       int    `json:"ubatch"`        // largest physical batch, tokens
 	PrefillChunk int    `json:"prefill_chunk"` // prompt tokens computed between two decode steps of other slots
 	GPULayers    int    `json:"gpu_layers"`    // -1: all
 	FlashAttn    string `json:"flash_attn"`    // auto, on, off
 	CacheType    string `json:"cache_type"`    // of K and V: f16, f32
+}
+
+// Resolve returns the settings that every engine of the plan is given, in
+// process and served alike, for so many slots of so many tokens of context each.
+//
+// llama.cpp's server computes up to one logical batch of prompt tokens between
+// two decode steps, so that the prefill chunk is the batch there; it is made so
+// everywhere. A batch holds at least one token of each slot, and llama.cpp cuts
+// it down to the whole context (llama_context's constructor).
+func (e Engine) Resolve(slots, context int) Engine {
+	e.Context = context
+	e.Batch = min(max(min(e.Batch, e.PrefillChunk), slots), slots*context)
+	e.UBatch = min(e.UBatch, e.Batch)
+	e.PrefillChunk = e.Batch
+	return e
 }
 
 // Cell is one thing to measure: a backend under one load.

@@ -66,6 +66,7 @@ func Models() []Model {
 		},
 		{
 			Key: "mistral-7b-instruct", HubID: "mistralai/Mistral-7B-Instruct-v0.1", Size: "7.3B", Params: 7_241_732_096,
+			// Open when it was released; the hub asks for an account since 2024.
 			Arch: "llama", Gated: true, Context: 32768, SlidingWindow: 4096,
 			Before: "[INST] ", After: " [/INST]", AddBOS: true,
 		},

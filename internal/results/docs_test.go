@@ -46,7 +46,7 @@ func documentedRun(t *testing.T) string {
 	must(t, w.Sample(&Sample{T: 5_010_300_000, Cell: a, Subject: "sampler", Values: map[string]float64{"cpu_seconds": 0.0021}}))
 	must(t, w.Event(CellEvent{
 		Cell: a, Attempt: 1, State: CellDone, T: 5_040_000_000, FirstConnNS: 310_000, WindowNS: [2]int64{5_000_000_000, 5_031_600_000},
-		Host: &HostUse{Samples: 1, PeakRSS: 412_000_256, PeakPSS: 398_123_008, CPUSeconds: 0.06, OtherCores: 0.02, MeanMHz: 3400, ProbeSeconds: 0.0004},
+		Host: &HostUse{Samples: 1, PeakRSS: 412_000_256, PeakPSS: 398_123_008, CPUSeconds: 0.06, OtherCores: 0.02, StealCores: 0, MeanMHz: 3400, ProbeSeconds: 0.0004},
 	}))
 	must(t, w.Event(CellEvent{Cell: b, Attempt: 1, State: CellStarted, T: 5_700_000_000}))
 	must(t, w.Request(broken))
@@ -57,6 +57,21 @@ func documentedRun(t *testing.T) string {
 	}))
 	must(t, w.Close())
 	return w.Dir()
+}
+
+// addSyncAnswer adds a cell in sync mode, with one answer, to a run.
+func addSyncAnswer(t *testing.T, dir string) {
+	t.Helper()
+	w, run, err := Resume(dir)
+	must(t, err)
+	c := run.Manifest.Cells[0]
+	c.ID, c.Load, c.Mode = "gpt2/chat/sync/c1/llama-server/r0", "gpt2/chat/sync/c1", "sync"
+	run.Manifest.Cells = append(run.Manifest.Cells, c)
+	must(t, w.SetManifest(&run.Manifest))
+	must(t, w.Event(CellEvent{Cell: c.ID, Attempt: 1, State: CellStarted, T: 7_000_000_000}))
+	must(t, w.Request(sampleRecord(c.ID, 1, 0)))
+	must(t, w.Event(CellEvent{Cell: c.ID, Attempt: 1, State: CellDone, T: 7_100_000_000}))
+	must(t, w.Close())
 }
 
 // The examples in the documentation are what a writer writes.
@@ -135,7 +150,8 @@ func TestTheRecipesWork(t *testing.T) {
 		},
 		"python": {"[12.0] ms\n"},
 	}
-	for lang, outputs := range want {
+	for _, lang := range []string{"sh", "python"} {
+		outputs := want[lang]
 		blocks := regexp.MustCompile("(?s)```"+lang+"\n(.*?)```").FindAllStringSubmatch(string(doc), -1)
 		if len(blocks) != len(outputs) {
 			t.Fatalf("%d recipes in %s, want %d", len(blocks), lang, len(outputs))
@@ -150,6 +166,9 @@ func TestTheRecipesWork(t *testing.T) {
 				}
 				cmd := exec.Command(args[0], args[1:]...)
 				cmd.Dir = dir
+				if lang == "python" { // its recipe is about streams only
+					addSyncAnswer(t, dir)
+				}
 				out, err := cmd.CombinedOutput()
 				if err != nil {
 					t.Fatalf("%v:\n%s", err, out)

@@ -31,11 +31,12 @@ func sampleManifest() *Manifest {
 			Versions: map[string]string{"llama.cpp": "v0.5.0"},
 			Warnings: []string{"2 usable cores"},
 		},
-		Clock:  Clock{Source: "CLOCK_MONOTONIC", UncertaintyNS: 20, WallNS: 1767323045000000000, MonotonicNS: 1000000000},
+		Clock:  Clock{Source: "CLOCK_MONOTONIC", UncertaintyNS: 20, WallNS: 1767323045000000000, MonotonicNS: 1000000000, BootID: "3f1c2a5e-0d4b-4c57-9a53-5b2f0e8d7c61"},
 		Models: []Model{{Key: "gpt2", HubID: "openai-community/gpt2", Path: "gpt2-synthetic-f16.gguf", SHA256: "9f86d081…", Bytes: 248_000_000, DType: "f16", Synthetic: true, Seed: 1, Tokenizer: "ggml-vocab-gpt-2.gguf"}},
 		Backends: []Backend{{
 			Info:    bench.Info{Backend: "llama-server", Engine: "llama.cpp", Version: "v0.5.0", Device: "CPU", Model: "gpt2", Weights: "gpt2-synthetic-f16.gguf", Synthetic: true, DType: "F16", Context: 1024, Slots: 1},
 			Command: []string{"llama-server", "--port", "40123"}, Endpoint: "http://127.0.0.1:40123", Log: "logs/llama-server.log", StartNS: 812_000_000,
+			Settings: &Settings{Slots: 1, Context: 1024, Threads: 2, BatchThreads: 2, Batch: 512, UBatch: 512, PrefillChunk: 512, GPULayers: -1, FlashAttn: "auto", CacheType: "f16"},
 		}},
 	}
 }

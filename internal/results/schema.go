@@ -32,6 +32,7 @@ type Manifest struct {
 	Cells       []Cell      `json:"cells"` // every cell the plan asks for, in order
 	Environment Environment `json:"environment"`
 	Clock       Clock       `json:"clock"`
+	Clocks      []Clock     `json:"clocks,omitempty"` // of each time that the run was resumed, in that order
 	Models      []Model     `json:"models"`
 	Backends    []Backend   `json:"backends"` // as they answered; filled as they start
 }
@@ -77,12 +78,18 @@ type Environment struct {
 	LoadBefore float64           `json:"load_before"` // cores busy with other work just before the run
 }
 
-// Clock says how stamps relate.
+// Clock says how the stamps of one sitting relate: of the run as it was begun,
+// or as it was resumed. The clock begins anew when the machine does, so stamps
+// of two sittings compare only where their BootID is the same and known.
 type Clock struct {
 	Source        string `json:"source"` // CLOCK_MONOTONIC
 	UncertaintyNS int64  `json:"uncertainty_ns"`
 	WallNS        int64  `json:"wall_unix_ns"` // wall clock at MonotonicNS
 	MonotonicNS   int64  `json:"monotonic_ns"`
+	BootID        string `json:"boot_id,omitempty"` // which start of the machine; "": not known
+	// EventsBefore is how many events cells.jsonl had when the sitting began:
+	// the attempts that start after them are its own.
+	EventsBefore int `json:"events_before,omitempty"`
 }
 
 // Model is what was loaded.
@@ -105,6 +112,23 @@ type Backend struct {
 	Endpoint string   `json:"endpoint,omitempty"`
 	Log      string   `json:"log,omitempty"`
 	StartNS  int64    `json:"start_to_ready_ns,omitempty"`
+	// Settings, nil where nativebench does not set them.
+	Settings *Settings `json:"settings,omitempty"`
+}
+
+// Settings are what an engine was started with, numbers resolved: the engines
+// of one model have the same. Sizes are in tokens.
+type Settings struct {
+	Slots        int    `json:"slots"`
+	Context      int    `json:"context"`         // per slot
+	Threads      int    `json:"threads"`         // for decode
+	BatchThreads int    `json:"batch_threads"`   // for prefill
+	Batch        int    `json:"batch"`           // logical
+	UBatch       int    `json:"ubatch"`          // physical
+	PrefillChunk int    `json:"prefill_chunk"`   // most prompt tokens between two decode steps
+	GPULayers    int    `json:"gpu_layers"`      // -1: all
+	FlashAttn    string `json:"flash_attention"` // auto, on, off
+	CacheType    string `json:"cache_type"`      // of K and V
 }
 
 // CellState is where a cell stands.
@@ -146,6 +170,7 @@ type HostUse struct {
 	PeakPSS      int64   `json:"peak_pss_bytes"` // the same, shared pages divided among sharers
 	CPUSeconds   float64 `json:"cpu_seconds"`    // of the tree
 	OtherCores   float64 `json:"other_cores"`    // mean cores busy with anything else
+	StealCores   float64 `json:"steal_cores"`    // mean cores that the hypervisor gave to others
 	MeanMHz      float64 `json:"mean_mhz"`
 	ProbeSeconds float64 `json:"probe_seconds"` // CPU the sampling itself cost
 }

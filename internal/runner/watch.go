@@ -17,6 +17,7 @@ const busyCores = 0.25
 // the process that is measured, not in it.
 type Watcher struct {
 	cancel context.CancelFunc
+	mark   chan struct{}
 	ended  chan struct{}
 
 	// Of the sampling goroutine until ended is closed:
@@ -30,8 +31,8 @@ type Watcher struct {
 // not keep its Values.
 func Watch(cell string, backend func() []int, keep func(*results.Sample) error) *Watcher {
 	ctx, cancel := context.WithCancel(context.Background())
-	w := &Watcher{cancel: cancel, ended: make(chan struct{})}
-	s := telemetry.Sampler{Now: bench.Now, Probes: []telemetry.Probe{
+	w := &Watcher{cancel: cancel, mark: make(chan struct{}, 1), ended: make(chan struct{})}
+	s := telemetry.Sampler{Now: bench.Now, Mark: w.mark, Probes: []telemetry.Probe{
 		telemetry.Tree(backend, telemetry.TreeOptions{}),
 		telemetry.Host(backend),
 	}}
@@ -47,6 +48,15 @@ func Watch(cell string, backend func() []int, keep func(*results.Sample) error) 
 	return w
 }
 
+// Mark samples at once, with the values that are costly and taken seldom
+// otherwise: at the edges of the cell's window. It does not wait.
+func (w *Watcher) Mark() {
+	select {
+	case w.mark <- struct{}{}:
+	default: // one is asked for already
+	}
+}
+
 // Stop ends the sampling and sums it over the cell's window; the warnings are
 // what a reader of the cell's numbers must know. cores is how many the machine
 // has. The error is the first one of keep.
@@ -58,11 +68,25 @@ func (w *Watcher) Stop(window [2]int64, cores int) (*results.HostUse, []string, 
 	}
 	use := results.HostUse(w.log.Use(telemetry.BackendSubject, window))
 	var warnings []string
-	if use.OtherCores >= busyCores {
-		warnings = append(warnings, fmt.Sprintf("busy machine: other programs used %.1f of its %d cores meanwhile", use.OtherCores, cores))
+	if busy := busyWarning(use.OtherCores, use.StealCores, cores); busy != "" {
+		warnings = append(warnings, busy)
 	}
 	for _, e := range w.cost.Errors {
 		warnings = append(warnings, "telemetry: "+e)
 	}
 	return &use, warnings, w.keepErr
+}
+
+// busyWarning says that other work ran meanwhile, on this machine or, under a
+// hypervisor, on its neighbours', or "". In cores; -1: not known.
+func busyWarning(other, steal float64, cores int) string {
+	other, steal = max(other, 0), max(steal, 0)
+	if other+steal < busyCores {
+		return ""
+	}
+	text := fmt.Sprintf("busy machine: other programs used %.1f of its %d cores meanwhile", other, cores)
+	if steal >= 0.05 {
+		text += fmt.Sprintf(", and the hypervisor gave %.1f cores of them to other machines", steal)
+	}
+	return text
 }

@@ -85,6 +85,7 @@ func TestALogSumsAWindow(t *testing.T) {
 		add(int64(i*10), BackendSubject, "rss_bytes", rss)
 		add(int64(i*10), BackendSubject, "cpu_seconds", float64(i*i))
 		add(int64(i*10), HostSubject, "other_seconds", float64(i)*5)
+		add(int64(i*10), HostSubject, "steal_seconds", float64(i)*2.5)
 		add(int64(i*10), HostSubject, "cpu_mhz", 1000+float64(i)*100)
 		add(int64(i*10), SamplerSubject, "cpu_seconds", float64(i)*0.1)
 	}
@@ -95,13 +96,13 @@ func TestALogSumsAWindow(t *testing.T) {
 		from, to int64 // ns
 		want     Use
 	}{
-		{"from sample to sample", 10e9, 30e9, Use{Samples: 3, PeakRSS: 900, PeakPSS: 77, CPUSeconds: 9 - 1, OtherCores: 0.5, MeanMHz: 1200, ProbeSeconds: 0.2}},
-		{"between samples", 15e9, 35e9, Use{Samples: 2, PeakRSS: 300, PeakPSS: 77, CPUSeconds: 12.5 - 2.5, OtherCores: 0.5, MeanMHz: 1250, ProbeSeconds: 0.2}},
-		{"within one period", 22e9, 24e9, Use{Samples: 0, PeakRSS: 300, PeakPSS: 77, CPUSeconds: 1, OtherCores: 0.5, MeanMHz: 1250, ProbeSeconds: 0.02}},
-		{"past the end", 35e9, 60e9, Use{Samples: 1, PeakRSS: 800, PeakPSS: 77, CPUSeconds: 3.5, OtherCores: 0.5, MeanMHz: 1400, ProbeSeconds: 0.05}},
-		{"all of it", 0, 40e9, Use{Samples: 5, PeakRSS: 900, PeakPSS: 77, CPUSeconds: 16, OtherCores: 0.5, MeanMHz: 1200, ProbeSeconds: 0.4}},
-		{"never sampled", 50e9, 60e9, Use{Samples: 0, PeakRSS: 800, PeakPSS: 77, CPUSeconds: -1, OtherCores: -1, MeanMHz: 1400, ProbeSeconds: -1}},
-		{"upside down", 30e9, 10e9, Use{Samples: 0, PeakRSS: 300, PeakPSS: 77, CPUSeconds: -1, OtherCores: -1, MeanMHz: 1250, ProbeSeconds: -1}},
+		{"from sample to sample", 10e9, 30e9, Use{Samples: 3, PeakRSS: 900, PeakPSS: 77, CPUSeconds: 9 - 1, OtherCores: 0.5, StealCores: 0.25, MeanMHz: 1200, ProbeSeconds: 0.2}},
+		{"between samples", 15e9, 35e9, Use{Samples: 2, PeakRSS: 300, PeakPSS: 77, CPUSeconds: 12.5 - 2.5, OtherCores: 0.5, StealCores: 0.25, MeanMHz: 1250, ProbeSeconds: 0.2}},
+		{"within one period", 22e9, 24e9, Use{Samples: 0, PeakRSS: 300, PeakPSS: -1, CPUSeconds: 1, OtherCores: 0.5, StealCores: 0.25, MeanMHz: 1250, ProbeSeconds: 0.02}},
+		{"past the end", 35e9, 60e9, Use{Samples: 1, PeakRSS: 800, PeakPSS: -1, CPUSeconds: 3.5, OtherCores: 0.5, StealCores: 0.25, MeanMHz: 1400, ProbeSeconds: 0.05}},
+		{"all of it", 0, 40e9, Use{Samples: 5, PeakRSS: 900, PeakPSS: 77, CPUSeconds: 16, OtherCores: 0.5, StealCores: 0.25, MeanMHz: 1200, ProbeSeconds: 0.4}},
+		{"never sampled", 50e9, 60e9, Use{Samples: 0, PeakRSS: 800, PeakPSS: -1, CPUSeconds: -1, OtherCores: -1, StealCores: -1, MeanMHz: 1400, ProbeSeconds: -1}},
+		{"upside down", 30e9, 10e9, Use{Samples: 0, PeakRSS: 300, PeakPSS: -1, CPUSeconds: -1, OtherCores: -1, StealCores: -1, MeanMHz: 1250, ProbeSeconds: -1}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got := l.Use(BackendSubject, [2]int64{tt.from, tt.to})
@@ -111,7 +112,7 @@ func TestALogSumsAWindow(t *testing.T) {
 		})
 	}
 	var none Log
-	want := Use{PeakRSS: -1, PeakPSS: -1, CPUSeconds: -1, OtherCores: -1, MeanMHz: -1, ProbeSeconds: -1}
+	want := Use{PeakRSS: -1, PeakPSS: -1, CPUSeconds: -1, OtherCores: -1, StealCores: -1, MeanMHz: -1, ProbeSeconds: -1}
 	if d := cmp.Diff(want, none.Use(BackendSubject, [2]int64{0, 1})); d != "" {
 		t.Errorf("nothing sampled (-want +got):\n%s", d)
 	}
@@ -164,5 +165,82 @@ func TestWarnings(t *testing.T) {
 				t.Errorf("warnings %q, want one with %q", got, tt.want)
 			}
 		})
+	}
+}
+
+// seldom is a probe that takes a costly value only when it is asked to.
+type seldom struct {
+	asked bool
+	took  chan bool
+}
+
+func (s *seldom) Subject() string { return "seldom" }
+func (s *seldom) all()            { s.asked = true }
+
+func (s *seldom) Sample(map[string]float64) error {
+	s.took <- s.asked
+	s.asked = false
+	return nil
+}
+
+func TestAMarkAndTheEndTakeCostlyValues(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	mark := make(chan struct{})
+	probe := &seldom{took: make(chan bool)}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		Sampler{Period: time.Millisecond, Now: func() int64 { return 0 }, Probes: []Probe{probe}, Mark: mark}.Run(ctx, func(int64, string, map[string]float64) {})
+	}()
+	if <-probe.took {
+		t.Error("the first sample was asked for all values")
+	}
+	marked := make(chan struct{})
+	go func() { mark <- struct{}{}; close(marked) }()
+	for !<-probe.took {
+	}
+	<-marked
+	full := 1
+	for <-probe.took {
+		full++
+	}
+	if full != 2 {
+		t.Errorf("%d full samples after a mark, want that and the next", full)
+	}
+	cancel()
+	last := false
+	for more := true; more; {
+		select {
+		case last = <-probe.took:
+		case <-ended:
+			more = false
+		}
+	}
+	if !last {
+		t.Error("the last sample does not have all values")
+	}
+}
+
+// Memory from before the window, such as before the model was loaded, is no
+// peak of it; what follows it is, unless the process was giving it back.
+func TestPSSIsNeverFromBeforeTheWindow(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		rssAfter float64
+		want     int64
+	}{
+		{"still there", 980, 700},
+		{"given back", 300, -1},
+	} {
+		var l Log
+		l.Add(10, BackendSubject, map[string]float64{"rss_bytes": 5, "pss_bytes": 9000}) // another program, before exec
+		l.Add(20, BackendSubject, map[string]float64{"rss_bytes": 1000})
+		if got := l.Use(BackendSubject, [2]int64{15, 25}).PeakPSS; got != -1 {
+			t.Errorf("%s: peak %d from before the window", tt.name, got)
+		}
+		l.Add(30, BackendSubject, map[string]float64{"rss_bytes": tt.rssAfter, "pss_bytes": 700})
+		if got := l.Use(BackendSubject, [2]int64{15, 25}).PeakPSS; got != tt.want {
+			t.Errorf("%s: peak %d, want %d", tt.name, got, tt.want)
+		}
 	}
 }

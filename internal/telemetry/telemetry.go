@@ -43,6 +43,16 @@ type Sampler struct {
 	Period time.Duration // between samples; 0: DefaultPeriod
 	Now    func() int64  // the run's clock, nanoseconds (bench.Now)
 	Probes []Probe
+	// Mark, if not nil, asks for a round at once in which every probe takes its
+	// costly values too, and takes them again in the round after it: so that a
+	// moment that matters has them, however seldom they are taken otherwise.
+	Mark <-chan struct{}
+}
+
+// costly is a probe that takes some values at some samples only.
+type costly interface {
+	// all makes the next sample have every value.
+	all()
 }
 
 // DefaultPeriod resolves the memory peak of a cell of a second for about half a
@@ -61,8 +71,8 @@ type Cost struct {
 // maxErrors bounds Cost.Errors; errors of the same text count once.
 const maxErrors = 20
 
-// Run samples at once, then every period, and a last time when ctx is done, so
-// that what happened while it ran lies between two samples. It blocks until
+// Run samples at once, then every period, and a last time, with all values,
+// when ctx is done, so that what happened while it ran lies between two samples. It blocks until
 // then and calls emit from its own goroutine only. After each round it emits
 // the subject "sampler" with cpu_seconds, the CPU time that sampling has cost
 // so far.
@@ -96,15 +106,27 @@ func (s Sampler) Run(ctx context.Context, emit Emit) Cost {
 			emit(s.Now(), SamplerSubject, values)
 		}
 	}
+	full := func() {
+		for _, p := range s.Probes {
+			if c, ok := p.(costly); ok {
+				c.all()
+			}
+		}
+		round()
+	}
 	round()
+	again := false // the round before was asked for by Mark
 	ticker := time.NewTicker(period)
 	defer ticker.Stop()
 	last := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
-			round()
+			full()
 			return cost
+		case <-s.Mark:
+			again = true
+			full()
 		case <-ticker.C:
 			if now := time.Now(); now.Sub(last) > 2*period {
 				cost.Late++
@@ -112,7 +134,12 @@ func (s Sampler) Run(ctx context.Context, emit Emit) Cost {
 			} else {
 				last = now
 			}
-			round()
+			if again {
+				again = false
+				full()
+			} else {
+				round()
+			}
 		}
 	}
 }

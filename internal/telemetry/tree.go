@@ -45,7 +45,10 @@ type treeProbe struct {
 	n    int // samples taken
 
 	pssNext time.Time // not before, unless it was asked for
+	pssNow  bool      // at the next sample
 }
+
+func (p *treeProbe) all() { p.pssNow = true }
 
 func (p *treeProbe) Subject() string { return p.opt.Subject }
 
@@ -63,8 +66,8 @@ func (p *treeProbe) Sample(into map[string]float64) error {
 		began := time.Now()
 		pss, pssErr := p.tree.pss()
 		now := time.Now()
-		p.pssNext = now.Add(pssShare * now.Sub(began))
-		if pssErr == nil {
+		p.pssNow, p.pssNext = false, now.Add(pssShare*now.Sub(began))
+		if pssErr == nil && pss > 0 { // 0: all ended while we read
 			into["pss_bytes"] = float64(pss)
 		}
 		err = errors.Join(err, pssErr)
@@ -82,6 +85,8 @@ func (p *treeProbe) pssDue() bool {
 	switch every := p.opt.PSSEvery; {
 	case every < 0:
 		return false
+	case p.pssNow:
+		return true
 	case every > 0:
 		return p.n%every == 0
 	}

@@ -13,6 +13,7 @@ type Use struct {
 	PeakPSS      int64   // bytes
 	CPUSeconds   float64 // of the tree
 	OtherCores   float64 // mean cores busy with anything else
+	StealCores   float64 // mean cores that the hypervisor gave to others
 	MeanMHz      float64
 	ProbeSeconds float64 // CPU the sampling itself cost
 }
@@ -50,24 +51,31 @@ func (l *Log) Add(t int64, subject string, values map[string]float64) {
 //
 // A level (memory, frequency) is taken from the samples inside the window or,
 // when the window is shorter than a period and has none, from its two
-// neighbours. A counter is interpolated at both edges; where the samples do not
+// neighbours; PSS, which is sampled seldom, never from before the window. A counter is interpolated at both edges; where the samples do not
 // reach an edge, the nearest sample stands for it.
 func (l *Log) Use(subject string, window [2]int64) Use {
 	rss := l.series[seriesKey{subject, "rss_bytes"}]
 	u := Use{
 		Samples:      len(inside(rss, window)),
 		PeakRSS:      peak(rss, window),
-		PeakPSS:      peak(l.series[seriesKey{subject, "pss_bytes"}], window),
+		PeakPSS:      -1,
 		CPUSeconds:   -1,
 		OtherCores:   -1,
+		StealCores:   -1,
 		MeanMHz:      mean(l.series[seriesKey{HostSubject, "cpu_mhz"}], window),
 		ProbeSeconds: -1,
+	}
+	if pss := l.series[seriesKey{subject, "pss_bytes"}]; len(pss) > 0 {
+		u.PeakPSS = peakSince(pss, rss, window)
 	}
 	if d, _, ok := rise(l.series[seriesKey{subject, "cpu_seconds"}], window); ok {
 		u.CPUSeconds = d
 	}
 	if d, span, ok := rise(l.series[seriesKey{HostSubject, "other_seconds"}], window); ok {
 		u.OtherCores = d / span
+	}
+	if d, span, ok := rise(l.series[seriesKey{HostSubject, "steal_seconds"}], window); ok {
+		u.StealCores = d / span
 	}
 	if d, _, ok := rise(l.series[seriesKey{SamplerSubject, "cpu_seconds"}], window); ok {
 		u.ProbeSeconds = d
@@ -101,6 +109,26 @@ func peak(s []point, window [2]int64) int64 {
 	}
 	return int64(top)
 }
+
+// peakSince is peak for a level that is sampled seldom: a sample from before
+// the window may be from before the model was loaded, so that only one from
+// after it stands in for a missing one, and only while resident memory (rss)
+// had not shrunk by then.
+func peakSince(s, rss []point, window [2]int64) int64 {
+	in := inside(s, window)
+	if len(in) == 0 {
+		i := sort.Search(len(s), func(i int) bool { return s[i].t > max(window[0], window[1]) })
+		if i == len(s) || float64(peak(rss, [2]int64{s[i].t, s[i].t})) < keptShare*float64(peak(rss, window)) {
+			return -1
+		}
+		in = s[i : i+1]
+	}
+	return peak(in, [2]int64{in[0].t, in[len(in)-1].t})
+}
+
+// keptShare is how much of its memory a process must still have to count as
+// one that has not begun to give it back.
+const keptShare = 0.95
 
 func mean(s []point, window [2]int64) float64 {
 	in := levels(s, window)
