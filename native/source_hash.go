@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "0487f3d9b8aace0bcb85e333f913ca4e4ed863fb2c993353d98628fae832288d"
+const SourceHash = "bf97e1b426f5364ab7f808c4546f72be37cfc7c6c2aa0a3cee3abae3583ca252"

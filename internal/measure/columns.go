@@ -370,8 +370,8 @@ func machineColumns() []Column {
 			Cell: func(_ *Group, c *Cell) (float64, bool) { return float64(c.PeakRSS), c.PeakRSS > 0 },
 		},
 		{
-			Key: "peak_pss", Name: "peak PSS", Unit: "B", Better: Lower,
-			Definition: "largest proportional set of the backend's process tree: shared pages divided among those that share them, so that processes add up",
+			Key: "peak_pss", Name: "peak PSS", Unit: "B", Better: Neither,
+			Definition: "largest proportional set of the backend's process tree: shared pages divided among the processes that share them then, an idle server with the same weights file mapped among them; so processes add up, but cells are not to be compared by it",
 			Clock:      "sampled while the cell was measured; a peak between two samples is missed", Window: perCell,
 			Cell: func(_ *Group, c *Cell) (float64, bool) { return float64(c.PeakPSS), c.PeakPSS > 0 },
 		},

@@ -218,9 +218,14 @@ func (c Column) count(g *Group, e Estimate) Estimate {
 }
 
 // Compare sets an estimate against that of the reference. Values of requests
-// are paired by Index; values of cells are not. For pooled gaps the ratio is
-// that of the pooled medians, and the test is made on each request's own median
-// gap. Counts are not compared: their Ratio is NaN.
+// are paired by Index, and requests that one side did not answer are left out;
+// values of cells are not paired. For pooled gaps the ratio is that of the
+// pooled medians if both sides answered the same requests, and the test is made
+// on each request's own median gap. Counts are not compared: their Ratio is NaN.
+//
+// There is a verdict only with two repeats or more on both sides that agree
+// with each other: what differs from process to process, and from one minute to
+// the next, cannot be seen inside one cell.
 func Compare(e, ref Estimate) stats.Comparison {
 	if !e.Known() || !ref.Known() || e.Column.Count != nil {
 		return stats.Compare(nil, nil)
@@ -239,12 +244,23 @@ func Compare(e, ref Estimate) stats.Comparison {
 	}
 	c := stats.ComparePaired(xs, rs)
 	if e.Column.Gaps != nil {
-		c.Ratio, c.Lo, c.Hi = e.Median/ref.Median, math.NaN(), math.NaN()
+		if slices.Equal(sortedKeys(e.items), sortedKeys(ref.items)) {
+			c.Ratio = e.Median / ref.Median
+		}
+		c.Lo, c.Hi = math.NaN(), math.NaN()
+	}
+	if !replicated(e) || !replicated(ref) {
+		c.Verdict = stats.TooFew
 	}
 	if math.IsInf(c.Ratio, 0) {
 		c.Ratio = math.NaN()
 	}
 	return c
+}
+
+// replicated reports whether an estimate comes from repeats that agree.
+func replicated(e Estimate) bool {
+	return len(e.Repeats) >= 2 && !(e.Spread > stats.Disagree)
 }
 
 // notes says what must be known about all numbers of the group.

@@ -111,6 +111,7 @@ func (v *runView) build() {
 		}
 		for _, s := range l.seats {
 			s.comparePrompts(l.seats[0])
+			s.compareAnswers(l.seats[0])
 		}
 	}
 }
@@ -235,6 +236,37 @@ func (s *seat) comparePrompts(ref *seat) {
 		s.remarks = append(s.remarks, fmt.Sprintf("prompt tokens differ from %s's in %d of %d requests (%s): not the same prompts", ref.backend, differ, both, example))
 	}
 }
+
+// compareAnswers remarks when the backends made answers of different length to
+// the same requests: latency and throughput then compare different work.
+func (s *seat) compareAnswers(ref *seat) {
+	if s == ref {
+		return
+	}
+	type key struct{ repeat, index int }
+	tokens := map[key]int{}
+	for _, c := range ref.cells {
+		for _, r := range c.Measured() {
+			if r.Class == bench.OK && r.OutputTokens > 0 {
+				tokens[key{c.Repeat, r.Index}] = r.OutputTokens
+			}
+		}
+	}
+	ours, theirs := 0, 0
+	for _, c := range s.cells {
+		for _, r := range c.Measured() {
+			if want := tokens[key{c.Repeat, r.Index}]; want > 0 && r.Class == bench.OK && r.OutputTokens > 0 {
+				ours, theirs = ours+r.OutputTokens, theirs+want
+			}
+		}
+	}
+	if d := float64(ours - theirs); theirs > 0 && (d > answersDiffer*float64(theirs) || -d > answersDiffer*float64(theirs)) {
+		s.remarks = append(s.remarks, fmt.Sprintf("answers to the same requests held %d tokens, %s's %d: total latency and requests/s compare different work; --ignore-eos makes them equal", ours, ref.backend, theirs))
+	}
+}
+
+// answersDiffer is the share by which output tokens may differ unremarked.
+const answersDiffer = 0.02
 
 // ref is the seat that s is compared with, nil for the reference itself.
 func (s *seat) ref() *seat {

@@ -259,7 +259,7 @@ func (v *runView) glance() []section {
 	keys := []string{"e2e", "ttft", "tpot", "req_per_s"}
 	s := section{
 		title: fmt.Sprintf("At a glance: against %s", v.backends[0]), rank: 1,
-		lead: []string{fmt.Sprintf("Median over median of %s. ~ no significant difference; ? too few samples to tell.", v.backends[0])},
+		lead: []string{fmt.Sprintf("Median over median of %s. ~ no significant difference; ? no verdict: a single repeat, repeats that disagree, or too few samples.", v.backends[0])},
 	}
 	for _, b := range v.backends[1:] {
 		g := grid{columns: []column{{head: b}}}

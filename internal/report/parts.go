@@ -204,7 +204,7 @@ func (s *seat) phaseRows(name string, keys []string) []row {
 func (v *runView) memory() []section {
 	s := section{
 		title: "Memory", rank: 1,
-		lead: []string{"Weights, KV cache and compute buffers as the engine counts them; peak RSS and PSS of the backend's process tree while cells were measured (weights in the page cache included where they are mapped)."},
+		lead: []string{"Weights, KV cache and compute buffers as the engine counts them; peak RSS and PSS of the backend's process tree while cells were measured, mapped weights included. PSS divides shared pages among the processes alive then (an idle server that maps the same weights file, too); RSS counts them whole."},
 	}
 	if v.label != "" {
 		s.title = v.label + " · " + s.title
@@ -326,9 +326,9 @@ func (d *document) legend() section {
 	}
 	s := section{title: "How to read this", rank: 1}
 	say := func(name, text string) { s.facts = append(s.facts, fact{name: name, text: text}) }
-	say("12.3 ±4%", "median, and the larger half of its 95 % interval (order statistics, nothing assumed); ±? fewer than 6 samples")
+	say("12.3 ±4%", "median, and the larger half of its 95 % interval (order statistics; requests taken as independent); ±? fewer than 6 samples")
 	say("2.61 2.60–2.63", "median of the repeats, and their range: throughput has one value per repeat")
-	say("1.02× [a–b]", "median over median of "+name+", with its 95 % bootstrap interval; ~ no significant difference at 5 % (the same requests of both sides paired, Wilcoxon's signed-rank test; throughput: Mann-Whitney U); ? too few samples to show any")
+	say("1.02× [a–b]", "median over median of "+name+", with its 95 % bootstrap interval; ~ no significant difference at 5 % (the same requests of both sides paired, Wilcoxon's signed-rank test; throughput: Mann-Whitney U); requests that one side did not answer are left out; ? no verdict: a single repeat, repeats that disagree, or too few samples")
 	say("↓ ↑", "lower or higher is better")
 	say("p99", "from 100 samples on; exact, all values are kept")
 	say("samples", "successful requests of all repeats, without warm-up. Failed ones are counted and never averaged in")

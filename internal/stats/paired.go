@@ -13,12 +13,15 @@ import (
 // cancels, so that a small but constant difference is seen, which Compare would
 // have to find among the differences between items.
 //
-// The ratio is that of the medians of all values. Its interval is a percentile
-// bootstrap that draws items, both sides together, so repeats of an item do not
-// pass for independent samples. The test is Wilcoxon's signed-rank test of the
-// items' log ratios; items with a side empty, or with a median that is not
-// positive, are left out of it. It needs six items.
+// Items that one side lacks are left out of everything: a side that failed at
+// the long ones must not look faster for it. The ratio is that of the medians of
+// all values that are left. Its interval is a percentile bootstrap that draws
+// items, both sides together, so repeats of an item do not pass for independent
+// samples. The test is Wilcoxon's signed-rank test of the items' log ratios;
+// items with a median that is not positive are left out of it. It needs six
+// items.
 func ComparePaired(xs, ref [][]float64) Comparison {
+	xs, ref = matched(xs, ref)
 	nan := math.NaN()
 	c := Comparison{Ratio: nan, Lo: nan, Hi: nan, P: nan, Verdict: TooFew, Paired: true}
 	all := func(items [][]float64) float64 { return Median(Sorted(slices.Concat(items...))) }
@@ -41,6 +44,16 @@ func ComparePaired(xs, ref [][]float64) Comparison {
 	c.widen()
 	c.judge()
 	return c
+}
+
+// matched returns the items that both sides have.
+func matched(xs, ref [][]float64) (a, b [][]float64) {
+	for i := range min(len(xs), len(ref)) {
+		if len(xs[i]) > 0 && len(ref[i]) > 0 {
+			a, b = append(a, xs[i]), append(b, ref[i])
+		}
+	}
+	return a, b
 }
 
 // itemValue is a value and the item it is of.
