@@ -22,7 +22,8 @@ const (
 type Tool struct{ Name, Definition string }
 
 // Column is one metric: what it is called, what it means, how it is computed.
-// Adding a metric is adding a row to Columns.
+// Adding a metric is adding a row to Columns: CSV, JSON, explain and its document
+// follow. The tables for people have room for some; report's lines chooses them.
 type Column struct {
 	Key    string // how users, CSV and JSON name it
 	Name   string // how reports print it
@@ -42,6 +43,10 @@ type Column struct {
 	Count   func(*Group, *Request) bool             // how many requests have it
 	// CountsFailed: Count looks at failed requests too.
 	CountsFailed bool
+
+	// ByLength: it grows or falls with the length of the answers, so backends
+	// that answered at different lengths are not judged by it.
+	ByLength bool
 
 	// Absent says why the metric is not measured for a group; "" if it is. nil:
 	// always measured.
@@ -161,13 +166,13 @@ func Columns() []Column {
 func latencyColumns() []Column {
 	return []Column{
 		{
-			Key: "e2e", Name: "total latency", Unit: "s", Better: Lower,
+			Key: "e2e", Name: "total latency", Unit: "s", Better: Lower, ByLength: true,
 			Definition: "last byte of the answer − t0",
 			Clock:      clockSpan, Window: perRequest,
 			Request: since(func(tr *bench.Trace) int64 { return tr.End }),
 		},
 		{
-			Key: "last_token", Name: "to last token", Unit: "s", Better: Lower,
+			Key: "last_token", Name: "to last token", Unit: "s", Better: Lower, ByLength: true,
 			Definition: "tL − t0: as total latency, without what follows the last token (end marks, usage)",
 			Clock:      clockStamps, Window: perRequest, Absent: streamOnly,
 			Request: func(tr *bench.Trace) (float64, bool) {
@@ -272,7 +277,7 @@ func speedColumns() []Column {
 			Request: outputRate,
 		},
 		{
-			Key: "req_per_s", Name: "requests", Unit: "req/s", Better: Higher,
+			Key: "req_per_s", Name: "requests", Unit: "req/s", Better: Higher, ByLength: true,
 			Definition: "successful requests / (last end − first start)",
 			Clock:      clockCell, Window: "the whole cell with ramp and drain; " + perCell,
 			Cell: wholeRequests,
@@ -290,7 +295,7 @@ func speedColumns() []Column {
 			Absent: needsTokens, Cell: wholeTokens,
 		},
 		{
-			Key: "steady_req_per_s", Name: "requests, steady", Unit: "req/s", Better: Higher,
+			Key: "steady_req_per_s", Name: "requests, steady", Unit: "req/s", Better: Higher, ByLength: true,
 			Definition: "successful requests / steady part, each counted with the share of its own time that lies inside",
 			Clock:      clockCell, Window: "the steady part: from the moment the last worker started its first request until the first worker ended its last one; " + perCell,
 			Absent: parallelOnly, Cell: steadyRequests,
@@ -354,7 +359,7 @@ func countColumns() []Column {
 		},
 		{
 			Key: "failed", Name: "failed", Unit: "requests",
-			Definition: "requests without a usable answer. HTTP 200 is not success: an empty, broken or unfinished stream is a failure. Counted by class, never averaged into anything",
+			Definition: "requests without a usable answer. HTTP 200 is not success: an empty, broken or unfinished stream is a failure. Counted by class, never averaged into anything. Requests cut off when the run was stopped are no failures and are not counted at all",
 			Window:     "measured requests of all repeats", CountsFailed: true,
 			Count: func(_ *Group, r *Request) bool { return r.Class != bench.OK },
 		},
@@ -376,6 +381,12 @@ func machineColumns() []Column {
 			Cell: func(_ *Group, c *Cell) (float64, bool) { return float64(c.PeakPSS), c.PeakPSS > 0 },
 		},
 		{
+			Key: "cpu_seconds", Name: "CPU time", Unit: "s", Better: Neither,
+			Definition: "CPU seconds of the backend's process tree in a cell's window, all cores added up. In process that holds the client's work too, of a server it does not: no merit is read from it",
+			Clock:      "the kernel's account of each process, read while the cell was measured", Window: perCell,
+			Cell: func(_ *Group, c *Cell) (float64, bool) { return c.CPUSeconds, c.CPUSeconds > 0 },
+		},
+		{
 			Key: "first_connection", Name: "first connection", Unit: "s", Better: Lower,
 			Definition: "opening the first connection, which warm-up does; no request's time holds it",
 			Clock:      "CLOCK_MONOTONIC", Window: perCell,
@@ -383,7 +394,7 @@ func machineColumns() []Column {
 		},
 		{
 			Key: "load_time", Name: "model load", Unit: "s", Better: Lower,
-			Definition: "opening the backend in the cell's process: in process that is loading the model, mostly from the page cache; for a server that runs already, asking what it is",
+			Definition: "loading the model in the cell's process, mostly from the page cache. In process only: a server has loaded its model before its first cell, and how long it took to be ready stands beside its name",
 			Clock:      "CLOCK_MONOTONIC", Window: perCell,
 			Cell: func(_ *Group, c *Cell) (float64, bool) { return float64(c.LoadNS) / 1e9, c.LoadNS > 0 },
 		},

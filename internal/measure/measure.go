@@ -33,12 +33,17 @@ type Request struct {
 
 // Cell is one repeat of a group. Warm-up requests are not in it.
 type Cell struct {
+	Repeat   int // from 0; no two cells of a group have the same
 	Requests []Request
 	Window   [2]int64 // first start and last end, ns; zero: taken from Requests
 	// LoadNS and FirstConnNS are 0 where there is none; PeakRSS and PeakPSS, in
 	// bytes, are 0 or below where they are not known.
 	LoadNS, FirstConnNS int64
 	PeakRSS, PeakPSS    int64
+	CPUSeconds          float64 // of the backend's process tree; 0 or below: not known
+	// Partial: the cell did not run to its end, so that what it has one value of
+	// is not compared. Busy: other programs took of the machine meanwhile.
+	Partial, Busy bool
 }
 
 // Group is everything that was measured of one backend under one load.
@@ -51,8 +56,9 @@ type Group struct {
 
 // Summary is a group in numbers.
 type Summary struct {
-	Requests int // measured, failures included
+	Requests int // measured, failures included; not those that were cut off
 	OK       int
+	CutOff   int                   // stopped with the run: neither succeeded nor failed
 	Failures map[bench.Class]int   // by class
 	Warnings map[bench.Warning]int // requests by class of warning, of successful ones
 	Counted  map[bench.TokenSource]int
@@ -77,9 +83,13 @@ type Estimate struct {
 	Count int
 
 	// items are what comparisons are made of: one value per repeat of each
-	// request, by Index; of a per-cell column, all values under 0.
-	items map[int][]float64
+	// request; of a per-cell column, one per whole cell, of index 0.
+	items map[place]float64
+	busy  bool // in one of the repeats
 }
+
+// place is a request's place in its load.
+type place struct{ index, repeat int }
 
 // Known tells whether there is a value.
 func (e Estimate) Known() bool { return e.Missing == "" }
@@ -105,6 +115,10 @@ func Summarize(g Group) Summary {
 	}
 	for _, c := range g.Cells {
 		for _, r := range c.Requests {
+			if r.Class == bench.Cancelled {
+				s.CutOff++
+				continue
+			}
 			s.Requests++
 			if r.Class != bench.OK {
 				s.Failures[r.Class]++
@@ -134,28 +148,34 @@ func (c Column) estimate(g *Group) Estimate {
 	if c.Count != nil {
 		return c.count(g, e)
 	}
-	var pooled []float64
+	byIndex := map[int][]float64{}
 	var repeats [][]float64
-	e.items = map[int][]float64{}
+	e.items = map[place]float64{}
 	for i := range g.Cells {
-		from := len(pooled)
-		pooled = c.values(g, &g.Cells[i], pooled, e.items)
-		if v := pooled[from:]; len(v) > 0 {
+		e.busy = e.busy || g.Cells[i].Busy
+		if v := c.values(g, &g.Cells[i], byIndex, e.items); len(v) > 0 {
 			repeats = append(repeats, v)
 			e.Repeats = append(e.Repeats, stats.Median(stats.Sorted(v)))
 		}
 	}
-	if len(pooled) == 0 {
+	if len(repeats) == 0 {
 		if e.Missing = "no request that succeeded has it"; c.Cell != nil {
 			e.Missing = "not known for this cell"
 		}
 		return e
 	}
-	e.Summary = stats.Summarize(pooled)
+	if c.Cell != nil {
+		e.Summary = stats.Summarize(slices.Concat(repeats...)) // each repeat is a sample of its own
+	} else {
+		// Repeats ask the same requests again, with the same seeds.
+		var items [][]float64
+		for _, i := range sortedKeys(byIndex) {
+			items = append(items, byIndex[i])
+		}
+		e.Summary = stats.SummarizeItems(items)
+	}
 	if c.Gaps != nil {
-		// Gaps of one request are not independent, so the formula for the
-		// interval would promise far too much.
-		e.Lo, e.Hi = math.NaN(), math.NaN()
+		e.gapTails(byIndex)
 	}
 	if c.Better != Neither {
 		var warning string
@@ -166,12 +186,43 @@ func (c Column) estimate(g *Group) Estimate {
 	return e
 }
 
-// values appends what one cell gives to pooled, and adds to items what may be
-// compared: of gaps, the median of each request.
-func (c Column) values(g *Group, cell *Cell, pooled []float64, items map[int][]float64) []float64 {
+// gapRequests is how many different requests the tails of pooled gaps need, and
+// p99 as many gaps as of anything: the gaps of one answer depend on each other.
+const gapRequests = 20
+
+// gapTails leaves of a summary of gaps what may be said. There is no interval:
+// gaps of one request are not independent.
+func (e *Estimate) gapTails(byIndex map[int][]float64) {
+	e.Lo, e.Hi, e.P90, e.P99, e.Warnings = math.NaN(), math.NaN(), math.NaN(), math.NaN(), nil
+	if e.Items >= gapRequests && e.N >= stats.Needs(0.99) {
+		var all []float64
+		for _, v := range byIndex {
+			all = append(all, v...)
+		}
+		all = stats.Sorted(all)
+		e.P90, e.P99 = stats.Quantile(all, 0.9), stats.Quantile(all, 0.99)
+		return
+	}
+	e.Warnings = append(e.Warnings, e.NoP99())
+}
+
+// NoP99 says what a 99th percentile lacks.
+func (e *Estimate) NoP99() string {
+	if e.Column.Gaps != nil {
+		return fmt.Sprintf("p99 of gaps needs %d different requests and %d gaps, has %d and %d", gapRequests, stats.Needs(0.99), e.Items, e.N)
+	}
+	return fmt.Sprintf("p99 needs %d different requests, has %d", stats.Needs(0.99), e.Items)
+}
+
+// values returns what one cell gives, adds it to byIndex, and adds to items what
+// may be compared: of gaps, the median of each request.
+func (c Column) values(g *Group, cell *Cell, byIndex map[int][]float64, items map[place]float64) (pooled []float64) {
 	if c.Cell != nil {
 		if v, ok := c.Cell(g, cell); ok {
-			pooled, items[0] = append(pooled, v), append(items[0], v)
+			pooled = append(pooled, v)
+			if !cell.Partial {
+				items[place{0, cell.Repeat}] = v
+			}
 		}
 		return pooled
 	}
@@ -180,16 +231,15 @@ func (c Column) values(g *Group, cell *Cell, pooled []float64, items map[int][]f
 		if r.Class != bench.OK {
 			continue
 		}
-		if c.Request != nil {
-			if v, ok := c.Request(r.Trace); ok {
-				pooled, items[r.Index] = append(pooled, v), append(items[r.Index], v)
-			}
-			continue
-		}
 		from := len(pooled)
-		pooled = c.Gaps(r.Trace, pooled)
-		if gaps := pooled[from:]; len(gaps) > 0 {
-			items[r.Index] = append(items[r.Index], stats.Median(stats.Sorted(gaps)))
+		if c.Request == nil {
+			pooled = c.Gaps(r.Trace, pooled)
+		} else if v, ok := c.Request(r.Trace); ok {
+			pooled = append(pooled, v)
+		}
+		if v := pooled[from:]; len(v) > 0 {
+			byIndex[r.Index] = append(byIndex[r.Index], v...)
+			items[place{r.Index, cell.Repeat}] = stats.Median(stats.Sorted(v))
 		}
 	}
 	return pooled
@@ -200,7 +250,7 @@ func (c Column) count(g *Group, e Estimate) Estimate {
 		n := 0
 		for j := range g.Cells[i].Requests {
 			r := &g.Cells[i].Requests[j]
-			if r.Class != bench.OK && !c.CountsFailed {
+			if r.Class == bench.Cancelled || r.Class != bench.OK && !c.CountsFailed {
 				continue
 			}
 			e.N++
@@ -218,39 +268,71 @@ func (c Column) count(g *Group, e Estimate) Estimate {
 }
 
 // Compare sets an estimate against that of the reference. Values of requests
-// are paired by Index, and requests that one side did not answer are left out;
-// values of cells are not paired. For pooled gaps the ratio is that of the
-// pooled medians if both sides answered the same requests, and the test is made
-// on each request's own median gap. Counts are not compared: their Ratio is NaN.
+// are paired by Index and repeat, values of cells are matched by repeat and then
+// not paired; what the other side lacks is left out, and Used and Of say how
+// much. Of gaps, each request's own median gap is compared. Counts are not
+// compared: their Ratio is NaN.
 //
-// There is a verdict only with two repeats or more on both sides that agree
-// with each other: what differs from process to process, and from one minute to
-// the next, cannot be seen inside one cell.
+// There is a verdict only with two repeats or more on both sides that agree with
+// each other, on a quiet machine: what differs from process to process, and from
+// one minute to the next, cannot be seen inside one cell.
 func Compare(e, ref Estimate) stats.Comparison {
 	if !e.Known() || !ref.Known() || e.Column.Count != nil {
 		return stats.Compare(nil, nil)
 	}
+	repeats := map[int]bool{}
+	indices := map[int]int{} // to rows
+	last := 0
+	for p := range e.items {
+		if _, both := ref.items[p]; both {
+			repeats[p.repeat] = true
+		}
+		last = max(last, p.repeat)
+	}
+	for p := range ref.items {
+		last = max(last, p.repeat)
+	}
+	var c stats.Comparison
 	if e.Column.Cell != nil {
-		return stats.Compare(e.items[0], ref.items[0])
-	}
-	var xs, rs [][]float64
-	for _, i := range sortedKeys(e.items) {
-		xs, rs = append(xs, e.items[i]), append(rs, ref.items[i])
-	}
-	for _, i := range sortedKeys(ref.items) {
-		if e.items[i] == nil {
-			xs, rs = append(xs, nil), append(rs, ref.items[i])
+		var xs, rs []float64
+		for _, r := range sortedKeys(repeats) {
+			xs, rs = append(xs, e.items[place{0, r}]), append(rs, ref.items[place{0, r}])
 		}
-	}
-	c := stats.ComparePaired(xs, rs)
-	if e.Column.Gaps != nil {
-		if slices.Equal(sortedKeys(e.items), sortedKeys(ref.items)) {
-			c.Ratio = e.Median / ref.Median
+		c = stats.Compare(xs, rs)
+		c.Used, c.Of = len(xs), max(len(e.items), len(ref.items))
+		if len(xs) == 0 {
+			c.Why = "no repeat that both sides ran to its end"
 		}
-		c.Lo, c.Hi = math.NaN(), math.NaN()
+	} else {
+		for p := range e.items {
+			indices[p.index] = 0
+		}
+		for p := range ref.items {
+			indices[p.index] = 0
+		}
+		for row, i := range sortedKeys(indices) {
+			indices[i] = row
+		}
+		table := func(items map[place]float64) [][]float64 {
+			rows := make([][]float64, len(indices))
+			for i := range rows {
+				rows[i] = slices.Repeat([]float64{math.NaN()}, last+1)
+			}
+			for p, v := range items {
+				rows[indices[p.index]][p.repeat] = v
+			}
+			return rows
+		}
+		c = stats.ComparePaired(table(e.items), table(ref.items))
 	}
-	if !replicated(e) || !replicated(ref) {
-		c.Verdict = stats.TooFew
+	if len(repeats) == 1 { // before all else: that is the first thing to mend
+		c.Verdict, c.Why = stats.TooFew, "one repeat: what differs from process to process cannot be seen"
+	}
+	if e.busy || ref.busy {
+		c.Withhold("the machine was busy with something else")
+	}
+	if e.Spread > stats.Disagree || ref.Spread > stats.Disagree {
+		c.Withhold(fmt.Sprintf("repeats disagree by more than %.2f×", stats.Disagree))
 	}
 	if math.IsInf(c.Ratio, 0) {
 		c.Ratio = math.NaN()
@@ -258,14 +340,28 @@ func Compare(e, ref Estimate) stats.Comparison {
 	return c
 }
 
-// replicated reports whether an estimate comes from repeats that agree.
-func replicated(e Estimate) bool {
-	return len(e.Repeats) >= 2 && !(e.Spread > stats.Disagree)
+// Lengths compares the output tokens of two groups over the requests that both
+// answered: 1.05 is 5 % more than the reference. NaN where they are not known.
+func Lengths(s, ref Summary) float64 {
+	ours, theirs := 0.0, 0.0
+	e, r := s.Get("output_tokens"), ref.Get("output_tokens")
+	for p, n := range e.items {
+		if m, both := r.items[p]; both {
+			ours, theirs = ours+n, theirs+m
+		}
+	}
+	if theirs <= 0 {
+		return math.NaN()
+	}
+	return ours / theirs
 }
 
 // notes says what must be known about all numbers of the group.
 func notes(g *Group, s *Summary) (notes []string) {
 	say := func(format string, args ...any) { notes = append(notes, fmt.Sprintf(format, args...)) }
+	if s.CutOff > 0 {
+		say("%d more requests were cut off when the run was stopped; they count neither as answered nor as failed", s.CutOff)
+	}
 	for _, class := range sortedKeys(s.Failures) {
 		say("%d of %d requests failed: %s%s", s.Failures[class], s.Requests, class, firstError(g, class))
 	}

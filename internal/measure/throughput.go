@@ -8,8 +8,11 @@ func (c *Cell) window() (from, to int64) {
 	if c.Window[1] > c.Window[0] {
 		return c.Window[0], c.Window[1]
 	}
-	for i, r := range c.Requests {
-		if i == 0 || r.Start < from {
+	for _, r := range c.Requests {
+		if r.Class == bench.Cancelled {
+			continue
+		}
+		if to == 0 || r.Start < from {
 			from = r.Start
 		}
 		to = max(to, r.End)
@@ -25,6 +28,9 @@ func (g *Group) steady(c *Cell) (from, to int64, ok bool) {
 	type seat struct{ first, last int64 }
 	seats := map[int]seat{}
 	for _, r := range c.Requests {
+		if r.Class == bench.Cancelled {
+			continue
+		}
 		s, known := seats[r.Worker]
 		if !known || r.Start < s.first {
 			s.first = r.Start

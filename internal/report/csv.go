@@ -4,6 +4,7 @@ import (
 	"encoding/csv"
 	"io"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -22,6 +23,7 @@ func csvHeader() []string {
 		"n", "median", "median_lo", "median_hi", "mean", "min", "max", "p90", "p99", "count",
 		"repeat_spread", "reference", "ratio", "ratio_lo", "ratio_hi", "p_value", "test", "verdict",
 		"missing", "warnings",
+		"ok", "failed", "cut_off", "repeats_done", "repeats_planned", "paired", "paired_of", "no_verdict_because", "notes",
 	}
 }
 
@@ -66,14 +68,18 @@ func (s *seat) csvRow(e measure.Estimate) []string {
 		strconv.Itoa(e.N), decimal(e.Median), decimal(e.Lo), decimal(e.Hi), decimal(e.Mean), decimal(e.Min), decimal(e.Max),
 		decimal(e.P90), decimal(e.P99), number, decimal(e.Spread),
 	}
-	against := []string{"", "", "", "", "", "", ""}
+	against, pairing := make([]string, 7), make([]string, 3)
 	if ref := s.ref(); ref != nil {
 		if c, ok := s.compared(ref, e.Column.Key); ok {
 			against = []string{ref.backend, decimal(c.Ratio), decimal(c.Lo), decimal(c.Hi), decimal(c.P), testName(c), string(c.Verdict)}
+			pairing = []string{strconv.Itoa(c.Used), strconv.Itoa(c.Of), c.Why}
 		}
 	}
 	row = append(row, against...)
-	return append(row, e.Missing, strings.Join(e.Warnings, "; "))
+	row = append(row, e.Missing, strings.Join(e.Warnings, "; "),
+		strconv.Itoa(s.summary.OK), strconv.Itoa(s.summary.Requests-s.summary.OK), strconv.Itoa(s.summary.CutOff),
+		strconv.Itoa(s.whole), strconv.Itoa(len(s.cells)))
+	return append(append(row, pairing...), strings.Join(slices.Concat(s.trouble, s.summary.Notes, s.remarks), "; "))
 }
 
 // testName is the test that a p-value comes from.

@@ -2,8 +2,10 @@ package report
 
 import (
 	"fmt"
+	"math"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/nativebench/nativebench/internal/bench"
@@ -47,6 +49,7 @@ type seat struct {
 	// trouble says which repeats have no whole result, and why; remarks are
 	// the warnings of its cells.
 	trouble, remarks []string
+	whole            int // repeats that ran to their end
 
 	comparisons map[comparisonKey]stats.Comparison // bootstraps are worth keeping
 }
@@ -122,6 +125,9 @@ func (s *seat) build() {
 	why := map[string][]int{}
 	var reasons, remarks []string
 	for _, c := range s.cells {
+		if c.Done() {
+			s.whole++
+		}
 		if !c.Done() {
 			text := troubleText(c)
 			if why[text] == nil {
@@ -150,7 +156,7 @@ func (s *seat) build() {
 			s.trouble = append(s.trouble, fmt.Sprintf("repeats %s of %d: %s", list(repeats), len(s.cells), text))
 		}
 	}
-	s.remarks = alike(remarks)
+	s.remarks = alike(remarks, "repeat")
 	s.summary = measure.Summarize(s.group)
 }
 
@@ -158,8 +164,8 @@ func (s *seat) build() {
 func troubleText(c results.CellResult) string {
 	text := c.Why()
 	if c.Event != nil {
-		if n := len(c.Event.Stderr); n > 0 {
-			text += fmt.Sprintf("; last line of its log: %q", strings.TrimSpace(c.Event.Stderr[n-1]))
+		if line := lastWords(c.Event.Stderr); line != "" {
+			text += fmt.Sprintf("; last line of its log: %q", line)
 		}
 	}
 	if n := len(c.Measured()); n > 0 {
@@ -168,15 +174,39 @@ func troubleText(c results.CellResult) string {
 	return text
 }
 
+// dump begins what a Go program prints when it dies: the goroutines and
+// registers that follow say nothing to people, the line before often does.
+var dump = regexp.MustCompile(`^(SIG[A-Z]+: |fatal error: unexpected signal|goroutine [0-9]+ |\[signal SIG|PC=0x|runtime: )`)
+
+// lastWords is the last line of a log that says something: before a crash dump,
+// if there is one; "" if there is none. A dump whose beginning was not kept is
+// known by its end, the registers.
+func lastWords(log []string) string {
+	if i := slices.IndexFunc(log, func(l string) bool { return dump.MatchString(l) }); i >= 0 {
+		log = log[:i]
+	} else if slices.ContainsFunc(log, registers.MatchString) {
+		return ""
+	}
+	for i := len(log) - 1; i >= 0; i-- {
+		if l := strings.TrimSpace(log[i]); l != "" {
+			return l
+		}
+	}
+	return ""
+}
+
+var registers = regexp.MustCompile(`^(r[a-z0-9]{1,2}|rflags|[cfg]s|lr|sp|pc|fault)\s+0x[0-9a-f]+$`)
+
 func cellOf(c results.CellResult) measure.Cell {
-	var m measure.Cell
+	m := measure.Cell{Repeat: c.Repeat, Partial: !c.Done()}
 	for _, r := range c.Measured() {
 		m.Requests = append(m.Requests, measure.Request{Trace: &r.Trace, Index: r.Index, Worker: r.Worker, Class: r.Class, Error: r.Error})
 	}
 	if e := c.Event; e != nil {
+		m.Busy = slices.ContainsFunc(e.Warnings, func(w string) bool { return strings.HasPrefix(w, "busy machine") })
 		m.Window, m.LoadNS, m.FirstConnNS = e.WindowNS, e.LoadNS, e.FirstConnNS
 		if e.Host != nil {
-			m.PeakRSS, m.PeakPSS = e.Host.PeakRSS, e.Host.PeakPSS
+			m.PeakRSS, m.PeakPSS, m.CPUSeconds = e.Host.PeakRSS, e.Host.PeakPSS, e.Host.CPUSeconds
 		}
 	}
 	return m
@@ -184,25 +214,35 @@ func cellOf(c results.CellResult) measure.Cell {
 
 var numbers = regexp.MustCompile(`[0-9]+(\.[0-9]+)?`)
 
-// alike keeps the first of sentences that differ in numbers only, and says how
-// many there were.
-func alike(texts []string) []string {
+// alike keeps of sentences that differ in numbers only the one with the largest
+// numbers, and says how many more of what there were; "": it does not say.
+func alike(texts []string, what string) []string {
 	var order []string
-	first, n := map[string]string{}, map[string]int{}
+	worst, n := map[string]string{}, map[string]int{}
 	for _, t := range texts {
 		key := numbers.ReplaceAllString(t, "#")
 		if n[key]++; n[key] == 1 {
-			first[key] = t
+			worst[key] = t
 			order = append(order, key)
+		} else if slices.Compare(numbersOf(t), numbersOf(worst[key])) > 0 {
+			worst[key] = t
 		}
 	}
 	out := make([]string, len(order))
 	for i, key := range order {
-		if out[i] = first[key]; n[key] > 1 {
-			out[i] += fmt.Sprintf(" (and so in %s more)", count(n[key]-1, "repeat"))
+		if out[i] = worst[key]; n[key] > 1 && what != "" {
+			out[i] += fmt.Sprintf(" (the most of %s)", count(n[key], what))
 		}
 	}
 	return out
+}
+
+func numbersOf(text string) (v []float64) {
+	for _, m := range numbers.FindAllString(text, -1) {
+		x, _ := strconv.ParseFloat(m, 64) // the pattern is one of numbers
+		v = append(v, x)
+	}
+	return v
 }
 
 // comparePrompts remarks when the backends did not count the same number of
@@ -243,25 +283,8 @@ func (s *seat) compareAnswers(ref *seat) {
 	if s == ref {
 		return
 	}
-	type key struct{ repeat, index int }
-	tokens := map[key]int{}
-	for _, c := range ref.cells {
-		for _, r := range c.Measured() {
-			if r.Class == bench.OK && r.OutputTokens > 0 {
-				tokens[key{c.Repeat, r.Index}] = r.OutputTokens
-			}
-		}
-	}
-	ours, theirs := 0, 0
-	for _, c := range s.cells {
-		for _, r := range c.Measured() {
-			if want := tokens[key{c.Repeat, r.Index}]; want > 0 && r.Class == bench.OK && r.OutputTokens > 0 {
-				ours, theirs = ours+r.OutputTokens, theirs+want
-			}
-		}
-	}
-	if d := float64(ours - theirs); theirs > 0 && (d > answersDiffer*float64(theirs) || -d > answersDiffer*float64(theirs)) {
-		s.remarks = append(s.remarks, fmt.Sprintf("answers to the same requests held %d tokens, %s's %d: total latency and requests/s compare different work; --ignore-eos makes them equal", ours, ref.backend, theirs))
+	if d := measure.Lengths(s.summary, ref.summary); math.Abs(d-1) > answersDiffer {
+		s.remarks = append(s.remarks, fmt.Sprintf("answers to the same requests held %.2f× as many tokens as %s's: total latency and requests/s compare different work; --ignore-eos makes them equal", d, ref.backend))
 	}
 }
 
@@ -286,6 +309,11 @@ func (s *seat) compared(ref *seat, metric string) (c stats.Comparison, ok bool) 
 	key := comparisonKey{ref, metric}
 	if c, ok = s.comparisons[key]; !ok {
 		c = measure.Compare(e, r)
+		if e.Column.ByLength {
+			if d := measure.Lengths(s.summary, ref.summary); math.Abs(d-1) > answersDiffer {
+				c.Withhold(fmt.Sprintf("answers differ in length by more than %.0f %%", 100*answersDiffer))
+			}
+		}
 		if s.comparisons == nil {
 			s.comparisons = map[comparisonKey]stats.Comparison{}
 		}

@@ -254,9 +254,11 @@ func fullFixture() *results.Run {
 }
 
 func (f *fixture) sweep(backends []string, lengths []int) {
-	for _, n := range lengths {
-		for _, b := range backends {
-			f.add(cellSpec{task: "context", mode: "stream", backend: b, concurrency: 1, prompt: n, requests: 8, maxTokens: 32})
+	for repeat := range 2 {
+		for _, n := range lengths {
+			for _, b := range backends {
+				f.add(cellSpec{task: "context", mode: "stream", backend: b, concurrency: 1, prompt: n, repeat: repeat, requests: 8, maxTokens: 32})
+			}
 		}
 	}
 }

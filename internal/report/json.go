@@ -22,6 +22,17 @@ type jsonReport struct {
 	Confidence float64      `json:"confidence"` // level of every interval
 	Metrics    []jsonMetric `json:"metrics"`
 	Runs       []jsonRun    `json:"runs"`
+	Across     []jsonAcross `json:"across,omitempty"` // of several runs: the others against the first
+}
+
+// jsonAcross is a backend of one run against the same backend of the first run
+// under the same load.
+type jsonAcross struct {
+	Load      string               `json:"load"`
+	Backend   string               `json:"backend"`
+	Run       string               `json:"run"`       // label
+	Reference string               `json:"reference"` // label of the first run
+	Versus    map[string]jsonRatio `json:"versus_reference"`
 }
 
 // jsonMetric is a definition.
@@ -86,8 +97,11 @@ type jsonLoad struct {
 
 type jsonSeat struct {
 	Backend  string                    `json:"backend"`
-	Requests int                       `json:"requests"`
+	Requests int                       `json:"requests"` // measured, failures included
 	OK       int                       `json:"ok"`
+	CutOff   int                       `json:"cut_off"` // when the run was stopped; not in requests
+	Done     int                       `json:"repeats_done"`
+	Planned  int                       `json:"repeats_planned"`
 	Failures map[bench.Class]int       `json:"failures"`
 	Warnings map[bench.Warning]int     `json:"warnings"`
 	Counted  map[bench.TokenSource]int `json:"output_tokens_counted_by"`
@@ -123,6 +137,9 @@ type jsonRatio struct {
 	P       *float64      `json:"p_value,omitempty"`
 	Test    string        `json:"test"`
 	Verdict stats.Verdict `json:"verdict"`
+	Why     string        `json:"no_verdict_because,omitempty"`
+	Used    int           `json:"paired"`
+	Of      int           `json:"paired_of"`
 }
 
 // jsonLine is a fitted line of a context sweep: metric = intercept + slope ·
@@ -159,6 +176,7 @@ func JSON(w io.Writer, runs []*results.Run, _ Options) error {
 	for _, v := range d.runs {
 		r.Runs = append(r.Runs, v.json())
 	}
+	r.Across = d.acrossJSON()
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
 	enc.SetIndent("", "  ")
@@ -209,7 +227,7 @@ func (v *runView) json() jsonRun {
 
 func (s *seat) json() jsonSeat {
 	j := jsonSeat{
-		Backend: s.backend, Requests: s.summary.Requests, OK: s.summary.OK, Failures: s.summary.Failures,
+		Backend: s.backend, Requests: s.summary.Requests, OK: s.summary.OK, CutOff: s.summary.CutOff, Done: s.whole, Planned: len(s.cells), Failures: s.summary.Failures,
 		Warnings: s.summary.Warnings, Counted: s.summary.Counted, Trouble: orEmpty(s.trouble),
 		Notes: append(orEmpty(s.summary.Notes), s.remarks...), Metrics: map[string]jsonEstimate{},
 	}
@@ -230,10 +248,37 @@ func (s *seat) json() jsonSeat {
 			if j.Versus == nil {
 				j.Versus = map[string]jsonRatio{}
 			}
-			j.Versus[e.Column.Key] = jsonRatio{known(c.Ratio), known(c.Lo), known(c.Hi), known(c.P), testName(c), c.Verdict}
+			j.Versus[e.Column.Key] = ratioJSON(c)
 		}
 	}
 	return j
+}
+
+func ratioJSON(c stats.Comparison) jsonRatio {
+	return jsonRatio{known(c.Ratio), known(c.Lo), known(c.Hi), known(c.P), testName(c), c.Verdict, c.Why, c.Used, c.Of}
+}
+
+// acrossJSON sets every later run against the first.
+func (d *document) acrossJSON() (all []jsonAcross) {
+	first := d.runs[0]
+	for _, l := range first.loads {
+		for _, ref := range l.seats {
+			for _, v := range d.runs[1:] {
+				s := v.same(ref, &notebook{})
+				if s == nil {
+					continue
+				}
+				j := jsonAcross{Load: l.Load, Backend: ref.backend, Run: v.label, Reference: first.label, Versus: map[string]jsonRatio{}}
+				for _, e := range s.summary.Estimates {
+					if c, ok := s.compared(ref, e.Column.Key); ok {
+						j.Versus[e.Column.Key] = ratioJSON(c)
+					}
+				}
+				all = append(all, j)
+			}
+		}
+	}
+	return all
 }
 
 // known is a number, or nothing where there is none.

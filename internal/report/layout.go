@@ -64,7 +64,7 @@ func (v *runView) heading() section {
 	say("when", "%s, nativebench %s", v.when(), toolText(m.Tool))
 	say("run", "%s", v.Dir)
 	v.progress(&s)
-	for _, t := range alike(m.Environment.Warnings) {
+	for _, t := range alike(m.Environment.Warnings, "") {
 		s.facts = append(s.facts, fact{"warning", t, alarm})
 	}
 	for _, t := range v.Damage {
@@ -125,7 +125,7 @@ func (v *runView) about() []section {
 			if len(b.Command) > 0 {
 				texts = append(texts, "command: "+strings.Join(b.Command, " "))
 			}
-			for _, t := range slices.Concat(texts, alike(b.Substitutions), alike(b.Notes)) {
+			for _, t := range slices.Concat(texts, alike(b.Substitutions, ""), alike(b.Notes, "")) {
 				t = strings.TrimPrefix(t, key+": ")
 				s.facts = append(s.facts, fact{name: name, text: "· " + t})
 				name = ""
@@ -259,8 +259,9 @@ func (v *runView) glance() []section {
 	keys := []string{"e2e", "ttft", "tpot", "req_per_s"}
 	s := section{
 		title: fmt.Sprintf("At a glance: against %s", v.backends[0]), rank: 1,
-		lead: []string{fmt.Sprintf("Median over median of %s. ~ no significant difference; ? no verdict: a single repeat, repeats that disagree, or too few samples.", v.backends[0])},
+		lead: []string{fmt.Sprintf("Median over median of %s. ~ no significant difference; ? no verdict, and why.", v.backends[0])},
 	}
+	n := &notebook{}
 	for _, b := range v.backends[1:] {
 		g := grid{columns: []column{{head: b}}}
 		for _, k := range keys {
@@ -284,7 +285,7 @@ func (v *runView) glance() []section {
 			for _, k := range keys {
 				f := field{main: "—", tone: faint}
 				if c, ok := seat.compared(l.seats[0], k); ok {
-					f = verdict(c, seat.summary.Get(k).Column.Better)
+					f = verdict(c, seat.summary.Get(k).Column.Better, false, n)
 				}
 				r.cells = append(r.cells, f)
 			}
@@ -292,6 +293,7 @@ func (v *runView) glance() []section {
 		}
 		s.grids = append(s.grids, g)
 	}
+	s.notes = n.texts
 	return []section{s}
 }
 

@@ -89,7 +89,7 @@ func sweep(loads []*load, t int, n *notebook) (g grid) {
 			r := s.row(line{key: key}, fmt.Sprintf("%d tokens", s.seats[0].load.Prompt), n)
 			for i, seat := range s.seats {
 				// What came of the requests has no line of its own here.
-				if marks := n.refs(seat.prefixed(seat.trouble, seat.summary.Notes, seat.remarks)); marks != "" && key == "e2e" {
+				if marks := n.refs(seat.prefixed(seat.trouble, seat.summary.Notes, seat.remarks, seat.pairing(s.seats[0]))); marks != "" && key == "e2e" {
 					f := &r.cells[max(2*i, 1)]
 					f.aside = strings.TrimSpace(f.aside + " " + marks)
 				}
@@ -127,13 +127,36 @@ func (s side) slope(loads []*load, key string, n *notebook) row {
 		r.cells = append(r.cells, f)
 		if i > 0 {
 			ratio := field{}
-			if known[0] && known[i] && slopes[0] > 0 && slopes[i] > 0 {
+			if known[0] && known[i] && samePrompts(loads, s.seats[i].backend, s.seats[0].backend, key) && slopes[0] > 0 && slopes[i] > 0 {
 				ratio = field{main: times(slopes[i] / slopes[0]), tone: faint}
 			}
 			r.cells = append(r.cells, ratio)
 		}
 	}
 	return r
+}
+
+// samePrompts tells whether two backends answered the same requests throughout a
+// sweep.
+func samePrompts(loads []*load, backend, ref, key string) bool {
+	for _, l := range loads {
+		var a, b *seat
+		for _, s := range l.seats {
+			switch s.backend {
+			case backend:
+				a = s
+			case ref:
+				b = s
+			}
+		}
+		if a == nil || b == nil {
+			return false
+		}
+		if c, ok := a.compared(b, key); !ok || c.Used < c.Of {
+			return false
+		}
+	}
+	return true
 }
 
 // phases says where each backend's time goes, as far as it tells.
@@ -326,12 +349,12 @@ func (d *document) legend() section {
 	}
 	s := section{title: "How to read this", rank: 1}
 	say := func(name, text string) { s.facts = append(s.facts, fact{name: name, text: text}) }
-	say("12.3 ±4%", "median, and the larger half of its 95 % interval (order statistics; requests taken as independent); ±? fewer than 6 samples")
+	say("12.3 ±4%", "median, and the larger half of its 95 % interval (order statistics over different requests, which are taken as independent; repeats of one are not); ±? fewer than 6")
 	say("2.61 2.60–2.63", "median of the repeats, and their range: throughput has one value per repeat")
-	say("1.02× [a–b]", "median over median of "+name+", with its 95 % bootstrap interval; ~ no significant difference at 5 % (the same requests of both sides paired, Wilcoxon's signed-rank test; throughput: Mann-Whitney U); requests that one side did not answer are left out; ? no verdict: a single repeat, repeats that disagree, or too few samples")
+	say("1.02× [a–b]", "median over median of "+name+", over the requests that both sides answered, with its 95 % bootstrap interval (draws repeats and requests); ~ no significant difference at 5 % (pairs of requests, Wilcoxon's signed-rank test; throughput: Mann-Whitney U); ? no verdict, the note says why: it takes two repeats that agree, on a quiet machine")
 	say("↓ ↑", "lower or higher is better")
-	say("p99", "from 100 samples on; exact, all values are kept")
-	say("samples", "successful requests of all repeats, without warm-up. Failed ones are counted and never averaged in")
+	say("p99", "from 100 different requests on (between tokens: 20 requests, 100 gaps); exact, all values are kept. Its ratio is not tested")
+	say("samples", "successful requests of all repeats, without warm-up. Failed ones are counted and never averaged in; those cut off when the run was stopped are neither")
 	for _, l := range d.used() {
 		c, err := measure.ByKey(l)
 		if err != nil {

@@ -140,7 +140,7 @@ func (s side) columns() []column {
 func (s side) head(title string, n *notebook) row {
 	r := row{group: true, cells: []field{{main: title}}}
 	for i, seat := range s.seats {
-		r.cells = append(r.cells, seat.status(n))
+		r.cells = append(r.cells, seat.status(s.seats[0], n))
 		if i > 0 {
 			r.cells = append(r.cells, field{})
 		}
@@ -149,7 +149,7 @@ func (s side) head(title string, n *notebook) row {
 }
 
 // status is a backend's count of requests with the notes on them.
-func (s *seat) status(n *notebook) field {
+func (s *seat) status(ref *seat, n *notebook) field {
 	if s.summary.Requests == 0 {
 		return field{main: strings.TrimSpace("no result " + n.refs(s.prefixed(s.trouble))), tone: alarm}
 	}
@@ -158,11 +158,31 @@ func (s *seat) status(n *notebook) field {
 		f.main += fmt.Sprintf(", %d failed", bad)
 		f.tone = alarm
 	}
+	if n := s.summary.CutOff; n > 0 {
+		f.main += fmt.Sprintf(", %d cut off", n)
+	}
 	if len(s.trouble) > 0 {
 		f.tone = alarm
 	}
-	f.main = strings.TrimSpace(f.main + " " + n.refs(s.prefixed(s.trouble, s.summary.Notes, s.remarks)))
+	f.main = strings.TrimSpace(f.main + " " + n.refs(s.prefixed(s.trouble, s.summary.Notes, s.remarks, s.pairing(ref))))
 	return f
+}
+
+// pairing says how much of the load ratios rest on, if that is not all of it.
+func (s *seat) pairing(ref *seat) (texts []string) {
+	if s == ref {
+		return nil
+	}
+	var parts []string
+	for _, of := range []struct{ metric, what string }{{"e2e", "requests"}, {"req_per_s", "repeats"}} {
+		if c, ok := s.compared(ref, of.metric); ok && c.Used < c.Of {
+			parts = append(parts, fmt.Sprintf("%d of %d %s", c.Used, c.Of, of.what))
+		}
+	}
+	if len(parts) > 0 {
+		texts = append(texts, "ratios are over what both sides have: "+strings.Join(parts, ", "))
+	}
+	return texts
 }
 
 // prefixed puts the backend's name before each text.
@@ -194,7 +214,7 @@ func (s side) row(l line, label string, n *notebook) row {
 	for i, e := range estimates {
 		r.cells = append(r.cells, s.seats[i].value(l, e, values[i], places, s.wide, n))
 		if i > 0 {
-			r.cells = append(r.cells, s.ratio(l, s.seats[i]))
+			r.cells = append(r.cells, s.ratio(l, s.seats[i], n))
 		}
 	}
 	return r
@@ -211,7 +231,7 @@ func (s *seat) value(l line, e measure.Estimate, v float64, places int, wide boo
 		return field{main: fixed(v, 0), aside: fmt.Sprintf("of %d", e.N)}
 	case l.p99:
 		if math.IsNaN(v) {
-			return field{main: "—", aside: n.ref(fmt.Sprintf("p99 needs %d samples, has %d", stats.Needs(0.99), e.N)), tone: faint}
+			return field{main: "—", aside: n.ref(e.NoP99()), tone: faint}
 		}
 		return field{main: fixed(v, places)}
 	}
@@ -251,7 +271,7 @@ func disagreement(s *seat) float64 {
 }
 
 // ratio is one number against the reference's.
-func (s side) ratio(l line, seat *seat) field {
+func (s side) ratio(l line, seat *seat, n *notebook) field {
 	c, ok := seat.compared(s.seats[0], l.key)
 	if !ok {
 		return field{}
@@ -261,28 +281,28 @@ func (s side) ratio(l line, seat *seat) field {
 		if c.Ratio = e.P99 / s.seats[0].summary.Get(l.key).P99; math.IsNaN(c.Ratio) || math.IsInf(c.Ratio, 0) {
 			return field{}
 		}
+		if c.Used < c.Of {
+			return field{} // of different requests
+		}
 		return field{main: times(c.Ratio), tone: faint} // p99 is not tested
 	}
-	f := verdict(c, e.Column.Better)
-	if _, interval := ratioText(c.Ratio, c.Lo, c.Hi); s.wide && interval != "" {
-		f.aside = pad(f.aside, 2) + interval
-	}
-	return f
+	return verdict(c, e.Column.Better, s.wide, n)
 }
 
 // verdict is a ratio, with "~" when there is no significant difference and "?"
-// when there are too few samples to tell.
-func verdict(c stats.Comparison, better measure.Direction) field {
+// when there is no verdict, with a note of why; wide: with its interval.
+func verdict(c stats.Comparison, better measure.Direction, wide bool, n *notebook) field {
 	if math.IsNaN(c.Ratio) {
 		return field{main: "—", tone: faint}
 	}
 	var f field
-	f.main, _ = ratioText(c.Ratio, c.Lo, c.Hi)
+	var interval, why string
+	f.main, interval = ratioText(c.Ratio, c.Lo, c.Hi)
 	switch c.Verdict {
 	case stats.NoneFound:
 		f.aside, f.tone = "~", faint
-	case stats.TooFew:
-		f.aside, f.tone = "?", faint
+	case stats.TooFew, stats.Withheld:
+		f.aside, f.tone, why = "?", faint, n.ref("no verdict: "+c.Why)
 	case stats.Differs:
 		switch {
 		case c.Ratio == 1:
@@ -291,6 +311,12 @@ func verdict(c stats.Comparison, better measure.Direction) field {
 		default:
 			f.tone = bad
 		}
+	}
+	if wide && interval != "" {
+		f.aside = pad(f.aside, 2) + interval
+	}
+	if why != "" {
+		f.aside += " " + why
 	}
 	return f
 }

@@ -1,6 +1,7 @@
 package stats
 
 import (
+	"fmt"
 	"math"
 	"math/rand/v2"
 
@@ -15,6 +16,7 @@ const (
 	Differs   Verdict = "differs"    // p < 1 − Confidence, and the interval of the ratio leaves out 1
 	NoneFound Verdict = "none_found" // samples of this size could have shown a difference and did not
 	TooFew    Verdict = "too_few"    // samples of this size cannot show one, however far apart
+	Withheld  Verdict = "withheld"   // the samples would do, but something else forbids a verdict: see Why
 )
 
 // Comparison is one sample against a reference.
@@ -23,7 +25,19 @@ type Comparison struct {
 	Lo, Hi  float64 // percentile-bootstrap interval of Ratio; NaN with too few samples
 	P       float64 // two-sided; NaN without samples
 	Verdict Verdict
-	Paired  bool // by ComparePaired
+	// Why there is no verdict, of TooFew and Withheld: one clause for people.
+	Why    string
+	Paired bool // by ComparePaired
+	// Used is how many values of either side went in, Of how many the side with
+	// more had: the others have no partner. Set by whoever matched them.
+	Used, Of int
+}
+
+// Withhold takes the verdict back, if there is one.
+func (c *Comparison) Withhold(why string) {
+	if c.Verdict == Differs || c.Verdict == NoneFound {
+		c.Verdict, c.Why = Withheld, why
+	}
 }
 
 // resamples of the bootstrap: the 2.5 % point then rests on 50 of them.
@@ -36,7 +50,7 @@ const resamples = 2000
 // samples give the same interval, always. It needs 6 values on either side.
 func Compare(xs, ref []float64) Comparison {
 	nan := math.NaN()
-	c := Comparison{Ratio: nan, Lo: nan, Hi: nan, P: nan, Verdict: TooFew}
+	c := Comparison{Ratio: nan, Lo: nan, Hi: nan, P: nan, Verdict: TooFew, Why: "nothing to compare"}
 	if len(xs) == 0 || len(ref) == 0 {
 		return c
 	}
@@ -54,6 +68,8 @@ func Compare(xs, ref []float64) Comparison {
 	}
 	if leastP(len(a), len(b)) < 1-Confidence {
 		c.judge()
+	} else {
+		c.Why = fmt.Sprintf("one value per repeat: %d against %d cannot show a difference (from 4 repeats on)", len(a), len(b))
 	}
 	return c
 }

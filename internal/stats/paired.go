@@ -2,90 +2,102 @@ package stats
 
 import (
 	"cmp"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"slices"
 )
 
 // ComparePaired sets xs against ref where item i of both was the same thing to
-// do: the values of an item, one or more, are its repeats. Items may differ
-// from each other as much as they like (a short prompt, a long one): that
-// cancels, so that a small but constant difference is seen, which Compare would
-// have to find among the differences between items.
+// do: xs[i][r] is its value in repeat r, NaN where there is none. A value counts
+// only if the other side has the same item in the same repeat: what one side
+// failed at would else make it look faster or slower. Items may differ from each
+// other as much as they like (a short prompt, a long one): that cancels, so that
+// a small but constant difference is seen, which Compare would have to find among
+// the differences between items.
 //
-// Items that one side lacks are left out of everything: a side that failed at
-// the long ones must not look faster for it. The ratio is that of the medians of
-// all values that are left. Its interval is a percentile bootstrap that draws
-// items, both sides together, so repeats of an item do not pass for independent
-// samples. The test is Wilcoxon's signed-rank test of the items' log ratios;
-// items with a median that is not positive are left out of it. It needs six
-// items.
+// The ratio is that of the medians of all paired values. Its interval is a
+// percentile bootstrap that draws repeats and, independently, items, both sides
+// together: neither the repeats of an item nor the items of a repeat pass for
+// independent samples (the crossed, or pigeonhole, bootstrap of Owen, "The
+// pigeonhole bootstrap", 2007). The test is Wilcoxon's signed-rank test of the
+// items' log ratios; items with a median that is not positive are left out of
+// it. It needs six items. Used and Of are set, in values.
 func ComparePaired(xs, ref [][]float64) Comparison {
-	xs, ref = matched(xs, ref)
 	nan := math.NaN()
 	c := Comparison{Ratio: nan, Lo: nan, Hi: nan, P: nan, Verdict: TooFew, Paired: true}
-	all := func(items [][]float64) float64 { return Median(Sorted(slices.Concat(items...))) }
-	if m := all(ref); m != 0 {
-		c.Ratio = all(xs) / m
-	}
-	items := max(len(xs), len(ref))
-	a, b := itemValues(xs), itemValues(ref)
+	c.Of = max(present(xs), present(ref))
+	var a, b []pairedValue
 	var logs []float64
-	for i := range min(len(xs), len(ref)) {
-		if x, y := Median(Sorted(xs[i])), Median(Sorted(ref[i])); x > 0 && y > 0 {
-			logs = append(logs, math.Log(x/y))
+	repeats, items := 0, min(len(xs), len(ref))
+	for i := range items {
+		var x, y []float64
+		for r := range min(len(xs[i]), len(ref[i])) {
+			if !math.IsNaN(xs[i][r]) && !math.IsNaN(ref[i][r]) {
+				x, y = append(x, xs[i][r]), append(y, ref[i][r])
+				a, b = append(a, pairedValue{xs[i][r], i, r}), append(b, pairedValue{ref[i][r], i, r})
+				repeats = max(repeats, r+1)
+			}
+		}
+		if mx, my := Median(Sorted(x)), Median(Sorted(y)); mx > 0 && my > 0 {
+			logs = append(logs, math.Log(mx/my))
 		}
 	}
+	c.Used = len(a)
+	byValue := func(x, y pairedValue) int { return cmp.Compare(x.v, y.v) }
+	slices.SortFunc(a, byValue)
+	slices.SortFunc(b, byValue)
+	once := func(n int) []int { return slices.Repeat([]int{1}, n) }
+	if m := weightedMedian(b, once(items), once(repeats)); m != 0 {
+		c.Ratio = weightedMedian(a, once(items), once(repeats)) / m
+	}
 	if len(logs) < minInterval {
+		c.Why = fmt.Sprintf("a verdict needs %d requests that both sides answered, has %d", minInterval, len(logs))
 		return c
 	}
 	c.P = signedRank(logs, exactRanks)
-	c.Lo, c.Hi = bootstrapItems(a, b, items)
+	c.Lo, c.Hi = bootstrapPairs(a, b, items, repeats)
 	c.widen()
 	c.judge()
 	return c
 }
 
-// matched returns the items that both sides have.
-func matched(xs, ref [][]float64) (a, b [][]float64) {
-	for i := range min(len(xs), len(ref)) {
-		if len(xs[i]) > 0 && len(ref[i]) > 0 {
-			a, b = append(a, xs[i]), append(b, ref[i])
-		}
-	}
-	return a, b
-}
-
-// itemValue is a value and the item it is of.
-type itemValue struct {
-	v    float64
-	item int
-}
-
-func itemValues(items [][]float64) (out []itemValue) {
-	for i, values := range items {
+// present counts the values of all items.
+func present(items [][]float64) (n int) {
+	for _, values := range items {
 		for _, v := range values {
-			out = append(out, itemValue{v, i})
+			if !math.IsNaN(v) {
+				n++
+			}
 		}
 	}
-	return out
+	return n
 }
 
-func bootstrapItems(a, b []itemValue, items int) (lo, hi float64) {
-	byValue := func(x, y itemValue) int { return cmp.Compare(x.v, y.v) }
-	slices.SortFunc(a, byValue)
-	slices.SortFunc(b, byValue)
+// pairedValue is a value, the item it is of and the repeat it is from.
+type pairedValue struct {
+	v            float64
+	item, repeat int
+}
+
+// bootstrapPairs returns the middle Confidence of the ratios of medians over
+// draws of repeats and items; a and b are sorted by value.
+func bootstrapPairs(a, b []pairedValue, items, repeats int) (lo, hi float64) {
 	rng := rand.New(rand.NewPCG(0x6e6174697665, 0x62656e6368)) // any constant
-	sizeA, sizeB := itemSizes(a, items), itemSizes(b, items)
-	times := make([]int, items)
+	draw := func(times []int) []int {
+		clear(times)
+		for range times {
+			times[rng.IntN(len(times))]++
+		}
+		return times
+	}
+	ofItem, ofRepeat := make([]int, items), make([]int, repeats)
 	ratios := make([]float64, 0, resamples)
 	for range resamples {
-		clear(times)
-		for range items {
-			times[rng.IntN(items)]++
-		}
-		// Neither side is there when only items that it lacks were drawn.
-		if r := weightedMedian(a, sizeA, times) / weightedMedian(b, sizeB, times); !math.IsNaN(r) && !math.IsInf(r, 0) {
+		draw(ofItem)
+		draw(ofRepeat)
+		// Neither side is there when only what was not paired was drawn.
+		if r := weightedMedian(a, ofItem, ofRepeat) / weightedMedian(b, ofItem, ofRepeat); !math.IsNaN(r) && !math.IsInf(r, 0) {
 			ratios = append(ratios, r)
 		}
 	}
@@ -97,21 +109,12 @@ func bootstrapItems(a, b []itemValue, items int) (lo, hi float64) {
 	return Quantile(ratios, tail), Quantile(ratios, 1-tail)
 }
 
-// itemSizes counts the values of each item.
-func itemSizes(values []itemValue, items int) []int {
-	sizes := make([]int, items)
-	for _, x := range values {
-		sizes[x.item]++
-	}
-	return sizes
-}
-
 // weightedMedian is the median of sorted values, each as many times as its item
-// was drawn.
-func weightedMedian(sorted []itemValue, sizes, times []int) float64 {
+// was drawn, times its repeat. NaN when none was.
+func weightedMedian(sorted []pairedValue, ofItem, ofRepeat []int) float64 {
 	n := 0
-	for i, t := range times {
-		n += t * sizes[i]
+	for _, x := range sorted {
+		n += ofItem[x.item] * ofRepeat[x.repeat]
 	}
 	if n == 0 {
 		return math.NaN()
@@ -119,7 +122,7 @@ func weightedMedian(sorted []itemValue, sizes, times []int) float64 {
 	low, high := (n-1)/2, n/2 // ranks of the two middle values
 	seen, at := 0, -1
 	for i, x := range sorted {
-		seen += times[x.item]
+		seen += ofItem[x.item] * ofRepeat[x.repeat]
 		if at < 0 && seen > low {
 			at = i
 		}
@@ -127,7 +130,7 @@ func weightedMedian(sorted []itemValue, sizes, times []int) float64 {
 			return sorted[at].v + (x.v-sorted[at].v)/2
 		}
 	}
-	return math.NaN() // no item of it was drawn
+	return math.NaN()
 }
 
 // exactRanks is where the exact distribution begins to take longer than it is

@@ -54,7 +54,8 @@ func Needs(q float64) int { return int(math.Ceil(1/(1-q) - 1e-9)) }
 
 // Summary describes a sample. Fields that the sample is too small for are NaN.
 type Summary struct {
-	N              int
+	N              int // values
+	Items          int // of them independent: see SummarizeItems
 	Mean, Min, Max float64
 	Median         float64 // = P50
 	Lo, Hi         float64 // interval of the median at level Confidence or a little above
@@ -62,32 +63,51 @@ type Summary struct {
 	Warnings       []string
 }
 
-// Summarize describes a sample. The interval of the median is the
-// distribution-free one by order statistics (binomial): it needs 6 samples at
-// 95 %.
+// Summarize describes a sample of independent values. The interval of the median
+// is the distribution-free one by order statistics (binomial): it needs 6 samples
+// at 95 %.
 func Summarize(xs []float64) Summary {
+	items := make([][]float64, len(xs))
+	for i := range xs {
+		items[i] = xs[i : i+1]
+	}
+	return SummarizeItems(items)
+}
+
+// SummarizeItems describes the values of all items pooled, where the values of an
+// item are repeats of one thing and do not count as independent: the interval is
+// that of the items' medians, widened to hold the pooled median, and p90 and p99
+// need that many items. Items without values do not count.
+func SummarizeItems(items [][]float64) Summary {
 	nan := math.NaN()
-	s := Summary{N: len(xs), Mean: nan, Min: nan, Max: nan, Median: nan, Lo: nan, Hi: nan, P90: nan, P99: nan}
+	sorted := Sorted(slices.Concat(items...))
+	s := Summary{N: len(sorted), Mean: nan, Min: nan, Max: nan, Median: nan, Lo: nan, Hi: nan, P90: nan, P99: nan}
 	if s.N == 0 {
 		return s
 	}
-	sorted := Sorted(xs)
-	s.Mean = Mean(xs)
+	medians := make([]float64, 0, len(items))
+	for _, values := range items {
+		if len(values) > 0 {
+			medians = append(medians, Median(Sorted(values)))
+		}
+	}
+	s.Items = len(medians)
+	s.Mean = Mean(sorted)
 	s.Min, s.Max, s.Median = sorted[0], sorted[s.N-1], Median(sorted)
 	t := benchmath.DefaultThresholds
-	b := benchmath.AssumeNothing.Summary(benchmath.NewSample(sorted, &t), Confidence)
+	b := benchmath.AssumeNothing.Summary(benchmath.NewSample(Sorted(medians), &t), Confidence)
 	if math.IsInf(b.Lo, 0) || math.IsInf(b.Hi, 0) {
-		s.Warnings = append(s.Warnings, fmt.Sprintf("a %g %% interval of the median needs %d samples, has %d", 100*Confidence, minInterval, s.N))
+		s.Warnings = append(s.Warnings, fmt.Sprintf("a %g %% interval of the median needs %d samples, has %d", 100*Confidence, minInterval, s.Items))
 	} else {
-		s.Lo, s.Hi = b.Lo, b.Hi
+		s.Lo, s.Hi = min(b.Lo, s.Median), max(b.Hi, s.Median)
 	}
-	if s.N >= Needs(0.9) {
+	if s.Items >= Needs(0.9) {
 		s.P90 = Quantile(sorted, 0.9)
 	}
-	if need := Needs(0.99); s.N >= need {
+	if need := Needs(0.99); s.Items >= need {
 		s.P99 = Quantile(sorted, 0.99)
 	} else {
-		s.Warnings = append(s.Warnings, fmt.Sprintf("p99 needs %d samples, has %d", need, s.N))
+		s.Warnings = append(s.Warnings, fmt.Sprintf("p99 needs %d samples, has %d", need, s.Items))
 	}
 	return s
 }
