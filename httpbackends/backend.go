@@ -22,6 +22,13 @@ type Config struct {
 	Endpoint string // URL of the server, for example http://127.0.0.1:8080
 	Model    string // name to ask for; empty: what the server calls its model
 
+	// Chat asks through the server's chat route with Request.Message: the
+	// server renders the prompt with its own template.
+	Chat bool
+	// Launched tells that nativebench started the server with the flags of its
+	// row, so that its prefix cache is off if it is to be off.
+	Launched bool
+
 	// APIKey is sent as a bearer token, and shows up nowhere else.
 	APIKey string
 	// PrefixCache lets the server reuse the KV cache of earlier prompts.
@@ -61,6 +68,12 @@ func Open(ctx context.Context, cfg Config) (bench.Backend, error) {
 	}
 	if cfg.TokenIDs && !cfg.Server.Tokens {
 		return nil, fmt.Errorf("%s does not tell token ids: leave that option off", name)
+	}
+	if cfg.Chat {
+		if cfg.Server.ChatRoute == "" {
+			return nil, fmt.Errorf("%s has no chat route: ask for --route completions", name)
+		}
+		cfg.Server.Dialect, cfg.Server.Route, cfg.Server.StreamRoute = OpenAIChat{}, cfg.Server.ChatRoute, ""
 	}
 	b := &backend{cfg: cfg}
 	if err := b.parse(cfg.Endpoint); err != nil {

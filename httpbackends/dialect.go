@@ -19,11 +19,24 @@ type Dialect interface {
 	// body returns the request's JSON fields that every server of the dialect
 	// takes; Server.Fields completes them.
 	body(model string, req *bench.Request) map[string]any
+	// form says how a stream is cut into events and what content types an
+	// answer may have.
+	form() form
 	// event reads the data of one event of a stream. It must not allocate.
 	event(a *answer, data []byte) error
 	// whole reads the body of a sync answer.
 	whole(a *answer, body []byte) error
 }
+
+// form is the outer shape of a dialect's answers.
+type form struct {
+	lines  bool   // a stream's event is one line of JSON; else server-sent events
+	stream string // content type of a stream
+	whole  string // content type of a sync answer
+}
+
+// openAIForm is the form of all OpenAI protocols.
+var openAIForm = form{stream: "text/event-stream", whole: "application/json"}
 
 // answer is what is known of the answer under way. Dialects report to it what
 // they read; it keeps the trace's account.

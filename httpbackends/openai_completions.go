@@ -18,6 +18,8 @@ var _ Dialect = OpenAICompletions{}
 // Name says "OpenAI completions".
 func (OpenAICompletions) Name() string { return "OpenAI completions" }
 
+func (OpenAICompletions) form() form { return openAIForm }
+
 func (OpenAICompletions) body(model string, req *bench.Request) map[string]any {
 	body := map[string]any{
 		"prompt":      req.Prompt,

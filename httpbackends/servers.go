@@ -21,8 +21,13 @@ type Server struct {
 	Engine  string // what computes behind it
 	Dialect Dialect
 	Route   string // path that generates
-	Health  string // path that answers 200 once the server can generate
-	Tokens  bool   // honours Config.TokenIDs
+	// StreamRoute is the path that generates in a stream; empty: Route.
+	StreamRoute string
+	// ChatRoute is the path of its OpenAI chat route, for Config.Chat; empty:
+	// it has none.
+	ChatRoute string
+	Health    string // path that answers 200 once the server can generate
+	Tokens    bool   // honours Config.TokenIDs
 
 	// Fields completes the body that the dialect began, so that the server
 	// samples as bench.Sampling says and nothing else. It refuses what the
@@ -45,25 +50,64 @@ type Server struct {
 	// the endpoint and decodes its JSON.
 	Identify func(info *bench.Info, get func(path string, into any) error) error
 
+	// Metrics are the series in which the server tells its own view.
+	Metrics Metrics
+
+	// Weights is the form in which the server reads a model from disk.
+	Weights WeightsForm
 	// Program is the file name of the server's program; empty if nativebench
-	// cannot start it.
+	// cannot start it as a process.
 	Program string
+	// Python names the Python environment (scripts/python-env.sh) whose bin/
+	// holds Program; empty: Program lies in the engine directory.
+	Python string
 	// Argv returns the command line that starts the server on s.Port.
 	Argv func(s Start) ([]string, error)
 	// Environ returns the environment for the server from that of this process
 	// (as in os.Environ); nil keeps it.
 	Environ func(s Start, env []string) []string
+	// Image is the pinned container image; empty if there is none.
+	Image string
+	// ContainerArgv returns what stands after the image's name; inside, the
+	// weights are at s.Model and the server listens on s.Host and s.Port.
+	ContainerArgv func(s Start) ([]string, error)
+	// ContainerEnv are the container's variables, as NAME=value.
+	ContainerEnv func(s Start) []string
+}
+
+// WeightsForm is how a model lies on disk.
+type WeightsForm int
+
+const (
+	GGUF        WeightsForm = iota // one file
+	HuggingFace                    // a directory: config, safetensors, tokenizer
+)
+
+// Metrics says where a server shows Prometheus series and which of them matter.
+type Metrics struct {
+	Path string // empty: it has none
+	// Series maps our name of a value (with its unit; counters end in _total)
+	// to the names under which versions of the server show it, newest first.
+	Series []Series
+}
+
+// Series is one value of a server's metrics.
+type Series struct {
+	Key   string   // ours: running, waiting, kv_cache_used_ratio, prefix_cache_hits_total, …
+	Names []string // theirs; the first that is there counts, summed over its labels
 }
 
 // Start says with what a server is started on this machine. It mirrors the
 // settings of the engine in process, so that both do the same work; what they
 // mean is said in internal/plan.
 type Start struct {
-	Bin   string // path of the server's program
-	Model string // path of the weights
-	Name  string // what the server shall call the model
-	Host  string // empty: 127.0.0.1
-	Port  int
+	Bin    string // path of the server's program
+	Script string // path of our Transformers server (scripts/transformers_server.py)
+	Model  string // path of the weights, in the form of Server.Weights
+	DType  string // f16, f32, bf16: in which to compute, where the server can choose; empty: as the weights
+	Name   string // what the server shall call the model
+	Host   string // empty: 127.0.0.1
+	Port   int
 
 	Slots        int // requests served at once
 	Context      int // tokens per slot, prompt and output

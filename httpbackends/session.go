@@ -80,13 +80,17 @@ func (s *session) Prepare(req *bench.Request) error {
 	if err := enc.Encode(body); err != nil {
 		return bench.Fail(bench.Internal, "cannot write the request for %s: %w", s.name(), err)
 	}
-	accept := "application/json"
+	row := &s.b.cfg.Server
+	accept, route := row.Dialect.form().whole, row.Route
 	if req.Stream {
-		accept = "text/event-stream"
+		accept = row.Dialect.form().stream
+		if row.StreamRoute != "" {
+			route = row.StreamRoute
+		}
 	}
 	s.out.Reset()
 	fmt.Fprintf(&s.out, "POST %s%s HTTP/1.1\r\nHost: %s\r\nUser-Agent: nativebench\r\nAccept: %s\r\nAccept-Encoding: identity\r\nContent-Type: application/json\r\nContent-Length: %d\r\n",
-		s.b.path, s.b.cfg.Server.Route, s.b.host, accept, encoded.Len())
+		s.b.path, route, s.b.host, accept, encoded.Len())
 	if s.b.cfg.APIKey != "" {
 		fmt.Fprintf(&s.out, "Authorization: Bearer %s\r\n", s.b.cfg.APIKey)
 	}
@@ -271,11 +275,12 @@ func (s *session) exchange(tr *bench.Trace) error {
 }
 
 func (s *session) readStream(tr *bench.Trace) error {
-	if !hasType(s.http.header.contentType, "text/event-stream") {
+	dialect := s.b.cfg.Server.Dialect
+	form := dialect.form()
+	if !hasType(s.http.header.contentType, form.stream) {
 		return s.wrongType("a stream")
 	}
-	s.events.reset()
-	dialect := s.b.cfg.Server.Dialect
+	s.events.reset(form.lines)
 	for {
 		piece, err := s.http.body()
 		s.answer.at = s.conn.tcp.last
@@ -332,7 +337,7 @@ func (s *session) readStream(tr *bench.Trace) error {
 }
 
 func (s *session) readWhole(tr *bench.Trace) error {
-	if !hasType(s.http.header.contentType, "application/json") {
+	if !hasType(s.http.header.contentType, s.b.cfg.Server.Dialect.form().whole) {
 		return s.wrongType("JSON")
 	}
 	if err := s.readBody(s.most); err != nil {

@@ -16,6 +16,7 @@ type events struct {
 	line []byte // a line begun in earlier reads
 	data []byte // of the event being put together
 
+	raw    bool // lines are events
 	has    bool // data holds at least one data line
 	given  bool // data was returned by next: cleared by the following call
 	skipLF bool // the last byte was a CR that ended a line
@@ -28,9 +29,10 @@ func newEvents(limit int) *events {
 	return &events{max: limit, line: make([]byte, 0, 1024), data: make([]byte, 0, 1024)}
 }
 
-// reset readies e for another stream and keeps its memory.
-func (e *events) reset() {
-	*e = events{max: e.max, line: e.line[:0], data: e.data[:0]}
+// reset readies e for another stream and keeps its memory. raw: each line that
+// is not empty is an event (NDJSON), there are no fields.
+func (e *events) reset(raw bool) {
+	*e = events{max: e.max, line: e.line[:0], data: e.data[:0], raw: raw}
 }
 
 // feed hands over the next bytes, which must stay unchanged until next has
@@ -125,6 +127,10 @@ func (e *events) take(line []byte) (bool, error) {
 		return e.has, nil
 	}
 	e.lines++
+	if e.raw {
+		e.data, e.has = append(e.data, line...), true
+		return true, nil
+	}
 	// Of the fields only data matters here: event, id and retry are for
 	// clients that reconnect, a line that starts with a colon is a comment.
 	const field = "data"

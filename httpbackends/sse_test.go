@@ -97,7 +97,7 @@ func TestEvents(t *testing.T) {
 			b := []byte(tc.stream)
 			check := func(how string, pieces ...[]byte) {
 				t.Helper()
-				e.reset()
+				e.reset(false)
 				got, err := parseEvents(e, pieces...)
 				if err != nil || !slices.Equal(got, tc.want) {
 					t.Errorf("%s: got %q, %v; want %q", how, got, err, tc.want)
@@ -141,7 +141,7 @@ func TestEventsLong(t *testing.T) {
 		"event":           strings.Repeat("data: "+long[:1000]+"\n", 1100) + "\n",
 	} {
 		for _, size := range []int{len(stream), 4096} {
-			e.reset()
+			e.reset(false)
 			if _, err := parseEvents(e, slices.Collect(slices.Chunk([]byte(stream), size))...); err == nil {
 				t.Errorf("%s over the limit, in pieces of %d: no error", name, size)
 			}

@@ -98,7 +98,7 @@ func readPrompts(path string) ([]plan.Prompt, error) {
 
 func render(m plan.Model, list []plan.Prompt) (out []runner.Prompt) {
 	for _, p := range list {
-		out = append(out, runner.Prompt{ID: p.ID, Text: m.Render(p.Text)})
+		out = append(out, runner.Prompt{ID: p.ID, Text: m.Render(p.Text), Message: p.Text})
 	}
 	return out
 }

@@ -47,6 +47,7 @@ type Limits struct {
 // Request is one prompt and how to answer it.
 type Request struct {
 	Prompt   string // rendered for the model, without BOS
+	Message  string // what the user says, before the template: what a chat route is sent
 	Sampling Sampling
 	Stream   bool // deliver token by token; otherwise only the whole answer
 }

@@ -198,7 +198,7 @@ func (c *cell) request(ctx context.Context, w *worker, i int, p Prompt) {
 		c.waited.Add(bench.Now() - since)
 	}
 	s.trace.Reset()
-	w.req.Prompt = p.Text
+	w.req.Prompt, w.req.Message = p.Text, p.Message
 	w.req.Sampling.Seed = plan.RequestSeed(c.job.Cell.Seed, i)
 	s.rec = results.Record{
 		Cell: c.job.ID, Attempt: c.job.Attempt, Index: i, Warmup: i < 0, Worker: w.id,

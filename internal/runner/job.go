@@ -32,8 +32,9 @@ type Job struct {
 
 // Prompt is a rendered prompt under the name that records know it by.
 type Prompt struct {
-	ID   string `json:"id"`
-	Text string `json:"text"`
+	ID      string `json:"id"`
+	Text    string `json:"text"`
+	Message string `json:"message,omitempty"` // Text before the template; bench.Request.Message
 }
 
 // Measured is how many measured requests a cell sends: what was asked for, and
