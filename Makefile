@@ -50,6 +50,10 @@ test-sanitize: engine ## csrc under ASan, UBSan and TSan
 test-leaks: build ## 1,000 open/close and 10,000 requests, resident memory must settle
 	scripts/leaks.sh
 
+.PHONY: test-servers
+test-servers: engine ## the conformance suite against real vLLM and Transformers on CPU (SERVERS="vllm …", ENDPOINTS="tgi=URL …")
+	scripts/test-servers.sh $(SERVERS)
+
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME each (default 20s)
 	scripts/fuzz.sh $(or $(FUZZTIME),20s)

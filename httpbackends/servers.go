@@ -29,6 +29,9 @@ type Server struct {
 	Health    string // path that answers 200 once the server can generate
 	Tokens    bool   // honours Config.TokenIDs
 
+	NoIgnoreEOS bool // it cannot go on past end-of-sequence
+	NoSeed      bool // a seed does not make it repeat an answer
+
 	// Fields completes the body that the dialect began, so that the server
 	// samples as bench.Sampling says and nothing else. It refuses what the
 	// server cannot do.
