@@ -33,6 +33,10 @@ type Config struct {
 	APIKey string
 	// PrefixCache lets the server reuse the KV cache of earlier prompts.
 	PrefixCache bool
+	// Context is how many tokens a request may hold, prompt and output. It is
+	// told to servers that would choose a smaller number themselves and cut
+	// the prompt without a word (Ollama); 0: it is not told.
+	Context int
 	// TokenIDs asks for the token ids of the answer, for comparing backends;
 	// it costs the server time, so not for measuring.
 	TokenIDs bool
@@ -97,7 +101,7 @@ func Open(ctx context.Context, cfg Config) (bench.Backend, error) {
 	}
 	b.info = bench.Info{
 		Backend: name, Engine: cfg.Server.Engine, Device: cfg.Device,
-		Weights: cfg.Weights, Synthetic: cfg.Synthetic,
+		Model: cfg.Model, Weights: cfg.Weights, Synthetic: cfg.Synthetic,
 		Substitutions: cfg.Server.Substitutions, Notes: append([]string(nil), cfg.Server.Notes...),
 	}
 	if cfg.Server.Identify != nil {

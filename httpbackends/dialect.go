@@ -48,13 +48,15 @@ type answer struct {
 	stream bool
 	cached bool // prefix-cache hits are wanted
 
-	at       int64 // when the bytes now being read arrived
-	lastAt   int64 // stamp of the last event with content
-	told     int   // tokens so far, as the stream says; 0: it does not
-	ids      int   // token ids received
-	usage    int   // output tokens by the usage object, -1: none came
-	finished bool  // a finish reason came
-	finishAt int64 // stamp of its event
+	at       int64             // when the bytes now being read arrived
+	lastAt   int64             // stamp of the last event with content
+	told     int               // tokens so far, as the stream says; 0: it does not
+	ids      int               // token ids received
+	usage    int               // output tokens by the usage object, -1: none came
+	source   bench.TokenSource // who said told and usage
+	account  account           // from the header
+	finished bool              // a finish reason came
+	finishAt int64             // stamp of its event
 	reason   string
 	done     bool // the end mark came
 }
@@ -62,13 +64,13 @@ type answer struct {
 func (a *answer) reset(tr *bench.Trace, server *Server, req *bench.Request, cfg *Config) {
 	*a = answer{
 		tr: tr, server: server, limit: req.Sampling.MaxTokens, ignore: req.Sampling.IgnoreEOS,
-		stream: req.Stream, cached: cfg.PrefixCache, usage: -1,
+		stream: req.Stream, cached: cfg.PrefixCache, usage: -1, source: bench.CountUsage,
 	}
 }
 
 // content reports that generated output arrived; in a stream that is a mark.
-// raw is a JSON string's inside, appended to the answer's text.
-func (a *answer) content(raw []byte) {
+// raws are the insides of JSON strings, appended to the answer's text.
+func (a *answer) content(raws ...[]byte) {
 	a.tr.Events++
 	if a.stream {
 		if a.tr.Events > 1 && a.at == a.lastAt {
@@ -84,7 +86,9 @@ func (a *answer) content(raw []byte) {
 		}
 		a.tr.Mark(a.at, n)
 	}
-	a.tr.Text = appendText(a.tr.Text, raw)
+	for _, raw := range raws {
+		a.tr.Text = appendText(a.tr.Text, raw)
+	}
 }
 
 // finish reports why the generation ended, in the server's words.
@@ -106,11 +110,15 @@ func (a *answer) close() error {
 	if a.reason != "" {
 		return bench.Fail(bench.ServerFail, "%s ended the generation with finish_reason %q", a.server.Name, oneLine(a.reason))
 	}
+	if c := a.account; c.inference >= 0 {
+		tr.Server.PromptTokens, tr.Server.OutputTokens = c.promptTokens, c.outputTokens
+		tr.Server.Queue, tr.Server.Inference = int64(max(c.queue, 0))*1e6, int64(c.inference)*1e6
+	}
 	switch {
 	case a.usage >= 0:
-		tr.OutputTokens, tr.Counted = a.usage, bench.CountUsage
+		tr.OutputTokens, tr.Counted = a.usage, a.source
 	case a.told > 0:
-		tr.OutputTokens, tr.Counted = a.told, bench.CountUsage
+		tr.OutputTokens, tr.Counted = a.told, a.source
 	case a.ids > 0:
 		tr.OutputTokens, tr.Counted = a.ids, bench.CountTokenIDs
 	default:
@@ -170,7 +178,7 @@ func (a *answer) close() error {
 // response, into a failure. status is 0 inside a stream.
 //
 // Known shapes: {"error":{"message","type","code"}}, {"error":"…",
-// "error_type":"…"} (TGI), {"object":"error","message","code"} (older vLLM),
+// "error_type":"…"} (TGI; its chat stream has only the message), {"object":"error","message","code"} (older vLLM),
 // {"detail":…} (FastAPI), and plain text.
 func (a *answer) serverError(body []byte, status int) error {
 	message, kind, code := errorText(body)
@@ -179,9 +187,9 @@ func (a *answer) serverError(body []byte, status int) error {
 	}
 	class := bench.ServerFail
 	switch {
-	case status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable || kind == "overloaded":
+	case status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable || kind == "overloaded" || message == "Model is overloaded":
 		class = bench.Busy
-	case status >= 400 && status < 500 || kind == "validation":
+	case status >= 400 && status < 500 || kind == "validation" || strings.HasPrefix(message, "Input validation error"):
 		class = bench.Refused
 	}
 	if message == "" {

@@ -31,6 +31,39 @@ type http1 struct {
 // header holds the fields of a response that matter here.
 type header struct {
 	contentType, contentEncoding, retryAfter, location string
+
+	account account
+}
+
+// account is what TGI says of a sync answer in its header fields; -1 in all if
+// they are not there.
+type account struct {
+	promptTokens, outputTokens int // x-prompt-tokens, x-generated-tokens
+	queue, inference           int // x-queue-time, x-inference-time, in ms
+}
+
+// read takes up one header field.
+func (a *account) read(name, value []byte) {
+	if len(name) < 2 || name[0]|0x20 != 'x' || name[1] != '-' {
+		return
+	}
+	var into *int
+	switch {
+	case fold(name, "x-prompt-tokens"):
+		into = &a.promptTokens
+	case fold(name, "x-generated-tokens"):
+		into = &a.outputTokens
+	case fold(name, "x-queue-time"):
+		into = &a.queue
+	case fold(name, "x-inference-time"):
+		into = &a.inference
+	default:
+		return
+	}
+	s := scanner{b: value}
+	if n, ok := s.count(); ok && s.end() {
+		*into = n
+	}
 }
 
 type framing int
@@ -71,7 +104,8 @@ func (h *http1) head() error {
 }
 
 func (h *http1) oneHead() error {
-	h.header, h.framing, h.left, h.inChunk, h.over = header{}, framedByClose, 0, false, false
+	h.header = header{account: account{-1, -1, -1, -1}}
+	h.framing, h.left, h.inChunk, h.over = framedByClose, 0, false, false
 	line, err := h.line()
 	if err != nil {
 		if errors.Is(err, errCut) && h.bytes == 0 {
@@ -125,6 +159,8 @@ func (h *http1) oneHead() error {
 			h.header.retryAfter = string(value)
 		case fold(name, "location"):
 			h.header.location = string(value)
+		default:
+			h.header.account.read(name, value)
 		}
 	}
 	h.keepAlive = !closing && (h.keepAlive || keeping)

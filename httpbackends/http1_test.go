@@ -131,11 +131,11 @@ func TestHTTP1(t *testing.T) {
 }
 
 func TestHTTP1Header(t *testing.T) {
-	h := newHTTP1(strings.NewReader("HTTP/1.1 429 Too Many\r\nCONTENT-TYPE: Text/Event-Stream; charset=utf-8\r\ncontent-encoding:  gzip \r\nRetry-After: 7\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n"), 4096)
+	h := newHTTP1(strings.NewReader("HTTP/1.1 429 Too Many\r\nCONTENT-TYPE: Text/Event-Stream; charset=utf-8\r\ncontent-encoding:  gzip \r\nRetry-After: 7\r\nLocation: /x\r\nX-Prompt-Tokens: 14\r\nx-generated-tokens: 4\r\nx-queue-time: 7\r\nx-inference-time: 119 \r\nX-Total-Time: 3\r\nContent-Length: 0\r\n\r\n"), 4096)
 	if err := h.head(); err != nil {
 		t.Fatal(err)
 	}
-	want := header{"Text/Event-Stream; charset=utf-8", "gzip", "7", "/x"}
+	want := header{"Text/Event-Stream; charset=utf-8", "gzip", "7", "/x", account{14, 4, 7, 119}}
 	if h.header != want || h.reason != "Too Many" {
 		t.Errorf("got %+v %q, want %+v", h.header, h.reason, want)
 	}

@@ -93,6 +93,9 @@ var chunks = []string{
 	`{"error":null,"choices":[{"text":"a"}]}`,
 	`{"error":{"message":"no","type":"t","code":400}}`,
 	`{"usage":{"completion_tokens":1e1,"prompt_tokens":-1}}`, `{"usage":{"completion_tokens":1.5}}`, `{"usage":[1]}`,
+	`{"choices":[{"delta":{"role":"assistant","content":""}}]}`, `{"choices":[{"delta":{"content":"a"}}]}`, `{"choices":[{"delta":[]}],"usage":{"completion_tokens":3}}`,
+	`{"choices":[{"delta":{"reasoning_content":"a","content":null}}]}`, `{"choices":[{"message":{"content":"a","reasoning":"b"},"finish_reason":"stop"}]}`,
+	`{"choices":[{"message":null}]}`, `{"object":"error","message":"a","code":400}`, `{"timings":{"tokenize_ms":1,"queue_ms":2,"prefill_ms":3,"decode_ms":4.5}}`,
 	`{}`, `[]`, `"a"`, `{"choices":[{"text":"a"}]`, `{"choices":[{"text":"\ud83d\ude00 \"x\""}]} `,
 }
 
@@ -114,8 +117,8 @@ func FuzzCompletionsChunk(f *testing.F) {
 			}
 			return
 		}
-		if (doc["error"] != nil) != (err != nil) {
-			t.Fatalf("%q: error %v, want one: %v", data, err, doc["error"] != nil)
+		if failed := doc["error"] != nil || doc["object"] == "error"; failed != (err != nil) {
+			t.Fatalf("%q: error %v, want one: %v", data, err, failed)
 		}
 		if err != nil {
 			return
@@ -125,6 +128,23 @@ func FuzzCompletionsChunk(f *testing.F) {
 		if choices, _ := doc["choices"].([]any); len(choices) > 0 {
 			choice, _ := choices[0].(map[string]any)
 			text, _ = choice["text"].(string)
+			for _, key := range []string{"delta", "message"} {
+				if inner, there := choice[key]; there {
+					if len(choice) > 1 && (choice["text"] != nil || choice["delta"] != nil && choice["message"] != nil) {
+						return // the last one counts; which that is, the map does not tell
+					}
+					message, _ := inner.(map[string]any)
+					thought, _ := message["reasoning_content"].(string)
+					if r, _ := message["reasoning"].(string); r != "" {
+						if thought != "" {
+							return
+						}
+						thought = r
+					}
+					text, _ = message["content"].(string)
+					text = thought + text
+				}
+			}
 			finish, _ = choice["finish_reason"].(string)
 			ids, _ = choice["token_ids"].([]any)
 		}

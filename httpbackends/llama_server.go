@@ -1,7 +1,6 @@
 package httpbackends
 
 import (
-	"fmt"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -14,13 +13,14 @@ import (
 // https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
 func llamaServer() Server {
 	return Server{
-		Name:    "llama-server",
-		Engine:  "llama.cpp",
-		Dialect: OpenAICompletions{},
-		Route:   "/v1/completions",
-		Health:  "/health",
-		Tokens:  true,
-		Fields:  llamaFields,
+		Name:      "llama-server",
+		Engine:    "llama.cpp",
+		Dialect:   OpenAICompletions{},
+		Route:     "/v1/completions",
+		ChatRoute: "/v1/chat/completions",
+		Health:    "/health",
+		Tokens:    true,
+		Fields:    llamaFields,
 		Substitutions: []string{
 			"llama-server applies top-p before temperature by default, after top-k 40 and with min-p 0.05: sent samplers [temperature, top_p], so that temperature comes first and nothing else filters",
 			"temperature 0: sent as 0, which the server takes as greedy, with top_p 1 (no effect on the one token left)",
@@ -31,9 +31,18 @@ func llamaServer() Server {
 		},
 		ClosesAfterStream: true, // cpp-httplib takes the end of the content provider for a cancellation
 		Identify:          llamaIdentify,
-		Program:           "llama-server",
-		Argv:              llamaArgv,
-		Environ:           llamaEnviron,
+		Metrics: Metrics{Path: "/metrics", Series: []Series{
+			{"requests_running", []string{"llamacpp:requests_processing"}},
+			{"requests_waiting", []string{"llamacpp:requests_deferred"}},
+			{"kv_cache_used_ratio", []string{"llamacpp:kv_cache_usage_ratio"}}, // until 2025
+			{"prompt_tokens_total", []string{"llamacpp:prompt_tokens_total"}},
+			{"output_tokens_total", []string{"llamacpp:tokens_predicted_total"}},
+			{"prefill_seconds_sum", []string{"llamacpp:prompt_seconds_total"}},
+			{"decode_seconds_sum", []string{"llamacpp:tokens_predicted_seconds_total"}},
+		}},
+		Program: "llama-server",
+		Argv:    llamaArgv,
+		Environ: llamaEnviron,
 	}
 }
 
@@ -103,26 +112,13 @@ func llamaIdentify(info *bench.Info, get func(path string, into any) error) erro
 }
 
 func llamaArgv(s Start) ([]string, error) {
-	switch {
-	case s.Bin == "":
-		return nil, fmt.Errorf("cannot start llama-server: no path of its program was given")
-	case s.Model == "":
-		return nil, fmt.Errorf("cannot start llama-server: no path of a model (GGUF) was given")
-	case s.Slots < 1:
-		return nil, fmt.Errorf("cannot start llama-server with %d slots: at least 1 is needed", s.Slots)
-	case s.Context < 1:
-		return nil, fmt.Errorf("cannot start llama-server with a context of %d tokens per slot: at least 1 is needed", s.Context)
-	case s.Port < 1 || s.Port > 65535:
-		return nil, fmt.Errorf("cannot start llama-server on port %d: choose 1 to 65535", s.Port)
-	}
-	host := s.Host
-	if host == "" {
-		host = "127.0.0.1"
+	if err := s.check("llama-server", "GGUF"); err != nil {
+		return nil, err
 	}
 	num := strconv.Itoa
 	argv := []string{
 		s.Bin,
-		"--host", host, "--port", num(s.Port),
+		"--host", s.host(), "--port", num(s.Port),
 		"--model", s.Model,
 		"--parallel", num(s.Slots),
 		// The flag is the sum over slots; without a unified cache each slot has

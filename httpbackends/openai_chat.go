@@ -24,7 +24,8 @@ func (OpenAIChat) body(model string, req *bench.Request) map[string]any {
 	return body
 }
 
-// event reads one event; its choices hold a delta in place of text.
+// event reads one event. The first often holds a role alone, which is no
+// content; reasoning is, as the server spends the same time on it.
 func (OpenAIChat) event(a *answer, data []byte) error { return OpenAICompletions{}.event(a, data) }
 
 func (OpenAIChat) whole(a *answer, body []byte) error { return OpenAICompletions{}.whole(a, body) }

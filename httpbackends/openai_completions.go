@@ -10,7 +10,7 @@ import (
 //
 // Beyond it, these extensions are read where a server sends them: token_ids in
 // a choice and usage on every event (vLLM), timings and __verbose.tokens
-// (llama-server).
+// (llama-server), timings by phase (our Transformers server).
 type OpenAICompletions struct{}
 
 var _ Dialect = OpenAICompletions{}
@@ -54,47 +54,38 @@ func (OpenAICompletions) whole(a *answer, body []byte) error {
 	return nil
 }
 
-// completionsChunk reads one event of a stream, or a whole answer: they differ
-// in "object" only. Only the first choice is looked at, because one is asked
-// for.
+// completionsChunk reads one event of a stream, or a whole answer, of the
+// completions or the chat protocol: a choice holds "text",
+// "delta" or "message". Only the first choice is looked at, because one is
+// asked for.
 func completionsChunk(a *answer, data []byte) error {
 	var (
-		s                           = scanner{b: data}
-		text, ids, failure, verbose []byte
-		reason                      []byte
-		finished                    bool
-		u                           usage
-		t                           = timings{predicted: -1, prompt: -1}
+		s                      = scanner{b: data}
+		c                      choice
+		failure, verbose       []byte
+		choices, counted, flat bool
+		u                      = usage{output: -1}
+		t                      = timings{predicted: -1}
 	)
-	u.output = -1
 	if s.peek() != '{' {
 		return notJSON(a, data)
 	}
 	for key := range s.members() {
 		switch string(key) {
 		case "choices":
-			text, ids, reason, finished = nil, nil, nil, false
+			c = choice{}
 			for n := range s.elements() {
-				if n > 0 {
+				if n == 0 {
+					c, choices = scanChoice(&s), true
+				} else {
 					s.skip()
-					continue
-				}
-				for key := range s.members() {
-					switch string(key) {
-					case "text":
-						text, _ = s.text()
-					case "token_ids":
-						ids = s.raw()
-					case "finish_reason":
-						reason, finished = s.text()
-						finished = finished && len(reason) > 0 // TGI: "" until the end
-					default:
-						s.skip()
-					}
 				}
 			}
 		case "error":
 			failure = s.raw()
+		case "object":
+			kind, _ := s.text()
+			flat = string(kind) == "error" // older vLLM, TensorRT-LLM: the error's fields lie beside
 		case "usage":
 			u = scanUsage(&s)
 		case "timings":
@@ -111,27 +102,32 @@ func completionsChunk(a *answer, data []byte) error {
 			s.skip()
 		}
 	}
-	if failure != nil {
+	if failure != nil || flat {
 		return a.serverError(data, 0) // the whole event: kinds and codes may lie beside
 	}
 	if !s.end() {
 		return notJSON(a, data)
 	}
 	if verbose != nil && !a.stream {
-		ids = verbose
+		c.ids = verbose
 	}
 	had := len(a.tr.Tokens)
-	a.tr.Tokens = ints(a.tr.Tokens, ids)
+	a.tr.Tokens = ints(a.tr.Tokens, c.ids)
 	a.ids = len(a.tr.Tokens)
 	if u.output >= 0 {
 		a.usage = u.output
 		a.tr.PromptTokens = u.prompt
 		a.tr.Server.CachedTokens = max(a.tr.Server.CachedTokens, u.cached)
-		// With content it is a running count; but on the last event it may
-		// be the total, which says nothing of the events before.
-		if len(text) > 0 && (a.told > 0 || !finished) {
+		// On an event in mid-stream it is a running count; but on the last
+		// event it may be the total, which says nothing of the events before.
+		if a.stream && u.output > a.told && (a.told > 0 || choices && !c.finished) {
 			a.told = u.output
+			counted = !c.finished
 		}
+	}
+	if t.phases {
+		a.tr.Server.Tokenize, a.tr.Server.Queue = t.tokenize, t.queue
+		a.tr.Server.Prefill, a.tr.Server.Decode = t.prefill, t.decode
 	}
 	if t.predicted >= 0 {
 		a.told = t.predicted
@@ -140,13 +136,60 @@ func completionsChunk(a *answer, data []byte) error {
 			Prefill: t.prefill, Decode: t.decode,
 		}
 	}
-	if len(text) > 0 || a.ids > had {
-		a.content(text)
+	// An event that only counts a token on delivers one, too: its text is held
+	// back, or it has none.
+	if len(c.text) > 0 || len(c.thought) > 0 || a.ids > had || counted {
+		a.content(c.thought, c.text)
 	}
-	if finished {
-		a.finish(reason)
+	if c.finished {
+		a.finish(c.reason)
 	}
 	return nil
+}
+
+// choice is one of a chunk's choices, its strings raw.
+type choice struct {
+	text, thought, ids, reason []byte
+	finished                   bool
+}
+
+func scanChoice(s *scanner) choice {
+	var c choice
+	for key := range s.members() {
+		switch string(key) {
+		case "text":
+			c.text, _ = s.text()
+		case "delta", "message":
+			c.text, c.thought = scanMessage(s)
+		case "token_ids":
+			c.ids = s.raw()
+		case "finish_reason":
+			c.reason, c.finished = s.text()
+			c.finished = c.finished && len(c.reason) > 0 // TGI: "" until the end
+		default:
+			s.skip()
+		}
+	}
+	return c
+}
+
+// scanMessage reads what a chat has in place of text: an object, but also [] or
+// null.
+func scanMessage(s *scanner) (text, thought []byte) {
+	for key := range s.members() {
+		switch string(key) {
+		case "content":
+			text, _ = s.text()
+		case "reasoning", "reasoning_content":
+			// vLLM sends one of them, or both alike.
+			if t, ok := s.text(); ok && len(t) > 0 {
+				thought = t
+			}
+		default:
+			s.skip()
+		}
+	}
+	return text, thought
 }
 
 // notJSON reports an event that cannot be read; some servers (transformers
@@ -186,10 +229,12 @@ func scanUsage(s *scanner) usage {
 	return u
 }
 
-// timings is llama-server's account of a request, in tokens and ns.
+// timings is the server's account of a request, in tokens and ns: that of
+// llama-server (predicted >= 0), or that of our Transformers server (phases).
 type timings struct {
-	cached, prompt, predicted int
-	prefill, decode           int64
+	cached, prompt, predicted        int
+	phases                           bool
+	tokenize, queue, prefill, decode int64
 }
 
 func scanTimings(s *scanner) timings {
@@ -208,6 +253,14 @@ func scanTimings(s *scanner) timings {
 			}
 		case "predicted_ms":
 			t.decode = millis(s)
+		case "tokenize_ms":
+			t.tokenize, t.phases = millis(s), true
+		case "queue_ms":
+			t.queue, t.phases = millis(s), true
+		case "prefill_ms":
+			t.prefill, t.phases = millis(s), true
+		case "decode_ms":
+			t.decode, t.phases = millis(s), true
 		default:
 			s.skip()
 		}

@@ -9,6 +9,7 @@ package httpbackends
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/nativebench/nativebench/internal/bench"
@@ -29,8 +30,9 @@ type Server struct {
 	Health    string // path that answers 200 once the server can generate
 	Tokens    bool   // honours Config.TokenIDs
 
-	NoIgnoreEOS bool // it cannot go on past end-of-sequence
-	NoSeed      bool // a seed does not make it repeat an answer
+	// What it cannot do, so that a plan can be refused before it runs.
+	NoIgnoreEOS bool // Sampling.IgnoreEOS: Fields refuses it
+	NoSeed      bool // does not promise to repeat a seeded answer
 
 	// Fields completes the body that the dialect began, so that the server
 	// samples as bench.Sampling says and nothing else. It refuses what the
@@ -49,8 +51,9 @@ type Server struct {
 	// whatever its header said. The next is opened off the clock.
 	ClosesAfterStream bool
 
-	// Identify fills in what the server tells of itself. get fetches a path of
-	// the endpoint and decodes its JSON.
+	// Identify fills in what the server tells of itself. info.Model is the name
+	// that was asked for, or empty. get fetches a path of the endpoint and
+	// decodes its JSON.
 	Identify func(info *bench.Info, get func(path string, into any) error) error
 
 	// Metrics are the series in which the server tells its own view.
@@ -96,7 +99,7 @@ type Metrics struct {
 
 // Series is one value of a server's metrics.
 type Series struct {
-	Key   string   // ours: running, waiting, kv_cache_used_ratio, prefix_cache_hits_total, …
+	Key   string   // ours: requests_running, kv_cache_used_ratio, queue_seconds_sum, …
 	Names []string // theirs; the first that is there counts, summed over its labels
 }
 
@@ -126,8 +129,70 @@ type Start struct {
 	PrefixCache bool // keep what a request left in the KV cache for the next
 }
 
+// check refuses what no server can be started with. what names the program;
+// form says what the weights are.
+func (s Start) check(what, form string) error {
+	switch {
+	case s.Bin == "":
+		return fmt.Errorf("cannot start %s: no path of its program was given", what)
+	case s.Model == "":
+		return fmt.Errorf("cannot start %s: no path of a model (%s) was given", what, form)
+	case s.Slots < 1:
+		return fmt.Errorf("cannot start %s with %d slots: at least 1 is needed", what, s.Slots)
+	case s.Context < 1:
+		return fmt.Errorf("cannot start %s with a context of %d tokens per slot: at least 1 is needed", what, s.Context)
+	case s.Port < 1 || s.Port > 65535:
+		return fmt.Errorf("cannot start %s on port %d: choose 1 to 65535", what, s.Port)
+	}
+	return nil
+}
+
+func (s Start) host() string {
+	if s.Host == "" {
+		return "127.0.0.1"
+	}
+	return s.Host
+}
+
+// onCPU reports whether nothing is put on a GPU.
+func (s Start) onCPU() bool { return s.GPULayers == 0 }
+
+// dtype is the name that PyTorch has for s.DType. Without one, a CPU computes
+// in float32, as not all of them are quick in less; a GPU as other says.
+func (s Start) dtype(other string) (string, error) {
+	switch s.DType {
+	case "f16":
+		return "float16", nil
+	case "bf16":
+		return "bfloat16", nil
+	case "f32":
+		return "float32", nil
+	case "":
+		if s.onCPU() {
+			return "float32", nil
+		}
+		return other, nil
+	}
+	return "", fmt.Errorf("cannot compute in %q: choose f16, bf16 or f32", s.DType)
+}
+
+// setEnv returns env with the given variables (NAME=value) in place of those
+// of the same names.
+func setEnv(env []string, set ...string) []string {
+	out := slices.DeleteFunc(slices.Clone(env), func(kv string) bool {
+		name, _, _ := strings.Cut(kv, "=")
+		return slices.ContainsFunc(set, func(s string) bool { return strings.HasPrefix(s, name+"=") })
+	})
+	return append(out, set...)
+}
+
 // Servers returns the rows.
-func Servers() []Server { return []Server{llamaServer()} }
+func Servers() []Server {
+	return []Server{
+		llamaServer(), vllmServer(), tgiServer(), transformersServer(), transformersServe(),
+		sglangServer(), ollamaServer(), openAIServer(),
+	}
+}
 
 // ServerByName returns the row of that name; the error lists the names.
 func ServerByName(name string) (Server, error) {

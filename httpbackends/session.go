@@ -110,6 +110,8 @@ func (s *session) Prepare(req *bench.Request) error {
 func (s *session) check(req *bench.Request) error {
 	sp := req.Sampling
 	switch {
+	case s.b.cfg.Chat && req.Message == "":
+		return bench.Fail(bench.Refused, "%s was asked on its chat route without a message: give one, or ask on the raw route", s.name())
 	case req.Prompt == "":
 		return bench.Fail(bench.Refused, "%s was asked with an empty prompt: give a text", s.name())
 	case !utf8.ValidString(req.Prompt):
@@ -262,6 +264,7 @@ func (s *session) exchange(tr *bench.Trace) error {
 		return err
 	}
 	tr.FirstByte = s.conn.tcp.first
+	s.answer.account = s.http.header.account
 	if s.http.status != http.StatusOK {
 		return s.refused()
 	}

@@ -77,7 +77,7 @@ type seat struct {
 func backends() registry {
 	rows := registry{nativeBackend()}
 	for _, s := range httpbackends.Servers() {
-		if s.Program != "" {
+		if s.Program != "" && s.Python == "" {
 			rows = append(rows, serverBackend(s))
 		}
 	}

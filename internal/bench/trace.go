@@ -61,13 +61,18 @@ func (p Phases) Sum() int64 {
 	return p.Tokenize + p.Queue + p.Prefill + p.Decode + p.Sampling + p.Detokenize
 }
 
-// Server is a server's own account of a request (llama-server: "timings").
+// Server is a server's own account of a request (llama-server: "timings";
+// TGI: header fields of a sync answer, in whole milliseconds). Not every server
+// tells all of it; the times are in nanoseconds.
 type Server struct {
 	PromptTokens int   `json:"prompt_tokens,omitempty"`
 	OutputTokens int   `json:"output_tokens,omitempty"`
 	CachedTokens int   `json:"cached_tokens,omitempty"` // prompt tokens taken from a prefix cache
+	Tokenize     int64 `json:"tokenize_ns,omitempty"`
+	Queue        int64 `json:"queue_ns,omitempty"`
 	Prefill      int64 `json:"prefill_ns,omitempty"`
 	Decode       int64 `json:"decode_ns,omitempty"`
+	Inference    int64 `json:"inference_ns,omitempty"` // prefill and decode, where they are not told apart
 }
 
 // TokenSource says who counted the output tokens, most trusted first.
