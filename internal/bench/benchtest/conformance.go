@@ -114,7 +114,7 @@ func (s *suite) limits() bench.Limits {
 // request is a greedy one of MaxTokens tokens.
 func (s *suite) request(prompt string, stream bool) *bench.Request {
 	return &bench.Request{
-		Prompt: prompt, Stream: stream,
+		Prompt: prompt, Message: prompt, Stream: stream,
 		Sampling: bench.Sampling{TopP: 1, MaxTokens: s.opt.MaxTokens, Seed: 1, IgnoreEOS: !s.opt.NoIgnoreEOS},
 	}
 }
