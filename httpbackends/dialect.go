@@ -187,6 +187,7 @@ func (a *answer) serverError(body []byte, status int) error {
 	}
 	class := bench.ServerFail
 	switch {
+	case status == http.StatusFailedDependency: // TGI: its model shard failed
 	case status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable || kind == "overloaded" || message == "Model is overloaded":
 		class = bench.Busy
 	case status >= 400 && status < 500 || kind == "validation" || strings.HasPrefix(message, "Input validation error"):

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
 	"math"
 	"net/http"
 	"os"
@@ -82,6 +83,37 @@ func TestLlamaServerConforms(t *testing.T) {
 		}
 		return b
 	}, benchtest.Options{})
+}
+
+// The chat route passes the suite, too.
+func TestLlamaServerChatConforms(t *testing.T) {
+	s := llamaServerForTest(t, 4)
+	benchtest.Run(t, func(t *testing.T) bench.Backend {
+		b, err := Open(t.Context(), Config{Server: llamaServer(), Endpoint: s.Endpoint(), Model: "test-model", Chat: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}, benchtest.Options{})
+}
+
+// The server shows the series of its row; that of the KV cache is of older ones.
+func TestLlamaServerMetrics(t *testing.T) {
+	s := llamaServerForTest(t, 1)
+	resp, err := http.Get(s.Endpoint() + llamaServer().Metrics.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	page, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, series := range llamaServer().Metrics.Series {
+		if series.Key != "kv_cache_used_ratio" && !metricIn(string(page), series.Names[0]) {
+			t.Errorf("%s: no %s in\n%s", series.Key, series.Names[0], page)
+		}
+	}
 }
 
 // What the row sends is what the server does: checked against the settings

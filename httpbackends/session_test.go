@@ -39,18 +39,9 @@ func fakeServer(t *testing.T) *httptest.Server {
 		if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
 			t.Error(err)
 		}
-		se, err := fake.NewSession(bench.Limits{})
-		if err != nil {
-			t.Error(err)
-		}
-		defer se.Close()
-		req := &bench.Request{Prompt: body.Prompt, Stream: true, Sampling: bench.Sampling{
+		tr, err := fakeGenerate(r.Context(), fake, body.Prompt, bench.Sampling{
 			Temperature: body.Temperature, TopP: body.TopP, MaxTokens: body.MaxTokens, Seed: body.Seed, IgnoreEOS: body.IgnoreEOS,
-		}}
-		tr := bench.NewTrace(body.MaxTokens)
-		if err = se.Prepare(req); err == nil {
-			err = se.Generate(r.Context(), tr)
-		}
+		})
 		if err != nil {
 			w.Header().Set("Content-Type", "application/json")
 			w.WriteHeader(http.StatusBadRequest)
