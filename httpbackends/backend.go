@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -42,6 +43,8 @@ type Config struct {
 	TokenIDs bool
 	// ConnectTimeout bounds opening one connection; 0: 10 seconds.
 	ConnectTimeout time.Duration
+	// Insecure takes any TLS certificate; Info notes it.
+	Insecure bool
 
 	Weights   string // for Info, if the caller knows better than the server
 	Synthetic bool   // for Info
@@ -112,6 +115,9 @@ func Open(ctx context.Context, cfg Config) (bench.Backend, error) {
 	if cfg.Model != "" && b.info.Model != "" && cfg.Model != b.info.Model {
 		return nil, fmt.Errorf("%s at %s serves model %q, not %q: start it with that model, or give another endpoint", name, b.where(), b.info.Model, cfg.Model)
 	}
+	if b.tls != nil && cfg.Insecure {
+		b.info.Notes = append(b.info.Notes, "TLS certificates were not verified (--insecure)")
+	}
 	if b.cfg.Model == "" {
 		b.cfg.Model = b.info.Model
 	}
@@ -131,7 +137,7 @@ func (b *backend) parse(endpoint string) error {
 	case "http":
 	case "https":
 		port = "443"
-		b.tls = &tls.Config{ServerName: u.Hostname(), NextProtos: []string{"http/1.1"}, MinVersion: tls.VersionTLS12}
+		b.tls = &tls.Config{ServerName: u.Hostname(), NextProtos: []string{"http/1.1"}, MinVersion: tls.VersionTLS12, InsecureSkipVerify: b.cfg.Insecure}
 	default:
 		return fmt.Errorf("the endpoint of %s, %s, is not an http or https URL: give one such as http://127.0.0.1:8080", b.cfg.Server.Name, u.Redacted())
 	}
@@ -174,11 +180,25 @@ func (b *backend) dial(ctx context.Context) (*wire, error) {
 	if ctx.Err() != nil {
 		return nil, stopped(ctx, "cannot connect to %s at %s", b.cfg.Server.Name, b.where())
 	}
+	var untrusted *tls.CertificateVerificationError
+	var foreign tls.RecordHeaderError
+	switch {
+	case errors.As(err, &untrusted):
+		return nil, bench.Fail(bench.Connect, "cannot trust %s at %s: add the CA of its certificate to those of this system, or take any certificate with --insecure: %w", b.cfg.Server.Name, b.where(), err)
+	case errors.As(err, &foreign):
+		return nil, bench.Fail(bench.Connect, "cannot connect to %s at %s: what answers there speaks no TLS, so try http:// (%w)", b.cfg.Server.Name, b.where(), err)
+	}
 	return nil, bench.Fail(bench.Connect, "cannot connect to %s at %s: is it running there? %w", b.cfg.Server.Name, b.where(), err)
 }
 
 // get fetches a path of the endpoint off the clock; into may be nil.
-func (b *backend) get(ctx context.Context, client *http.Client, path string, into any) error {
+func (b *backend) get(ctx context.Context, client *http.Client, path string, into any) (err error) {
+	defer func() {
+		// net/http and encoding/json quote what they could not read.
+		if err != nil && b.hide(err.Error()) != err.Error() {
+			err = errors.New(b.hide(err.Error()))
+		}
+	}()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, b.where()+path, nil)
 	if err != nil {
 		return err
@@ -201,7 +221,7 @@ func (b *backend) get(ctx context.Context, client *http.Client, path string, int
 	}
 	if resp.StatusCode != http.StatusOK {
 		message, _, _ := errorText(body)
-		return fmt.Errorf("GET %s answers %d: %s", path, resp.StatusCode, b.hide(message))
+		return fmt.Errorf("GET %s answers %d: %s", path, resp.StatusCode, message)
 	}
 	if into == nil {
 		return nil
@@ -212,12 +232,21 @@ func (b *backend) get(ctx context.Context, client *http.Client, path string, int
 	return nil
 }
 
-// hide takes the API key out of a text.
+// hide takes the API key out of a text, also where it was quoted, escaped as
+// JSON may be, or cut short.
 func (b *backend) hide(text string) string {
+	const hidden = "[API key]"
 	if b.cfg.APIKey == "" {
 		return text
 	}
-	return strings.ReplaceAll(text, b.cfg.APIKey, "[API key]")
+	for _, key := range []string{b.cfg.APIKey, strings.ReplaceAll(b.cfg.APIKey, "/", `\/`)} {
+		quoted := strconv.Quote(key)
+		text = strings.NewReplacer(key, hidden, quoted[1:len(quoted)-1], hidden).Replace(text)
+		for n := len(key) - 1; n >= 4; n-- { // fewer characters tell nothing
+			text = strings.NewReplacer(key[:n]+"…", hidden+"…", key[:n]+"\"…", hidden+"\"…").Replace(text)
+		}
+	}
+	return text
 }
 
 func (b *backend) Info() bench.Info {

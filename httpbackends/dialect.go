@@ -140,7 +140,12 @@ func (a *answer) close() error {
 	if n > a.limit {
 		return bench.Fail(bench.ServerFail, "%s made %d tokens where at most %d were asked: it does not honour max_tokens", a.server.Name, n, a.limit)
 	}
-	if n < a.limit && (a.ignore || tr.Finish == bench.FinishLength) {
+	switch {
+	case n >= a.limit:
+	case tr.Finish == bench.FinishLength:
+		// vLLM, for one, lowers max_tokens to what its context leaves.
+		tr.Warn(bench.WarnCut)
+	case a.ignore:
 		tr.Warn(bench.WarnShort)
 	}
 	if tr.Server.CachedTokens > 0 && !a.cached {

@@ -44,6 +44,7 @@ type session struct {
 	out    bytes.Buffer   // the prepared request, head and body
 	sync   []byte         // the body of a sync answer
 	most   int64          // longest response that is read, in bytes
+	watch  watch
 	closed bool
 }
 
@@ -54,6 +55,7 @@ func newSession(b *backend, limits bench.Limits) *session {
 	// An event of one token is some hundred bytes; a server that sends a
 	// hundred times as much is not answering the question.
 	s.most = 8<<20 + int64(limits.OutputTokens)*64<<10
+	s.watch.first, s.watch.gap = limits.FirstToken, limits.Gap
 	s.out.Grow(1024 + 2*limits.PromptBytes)
 	return s
 }
@@ -183,7 +185,11 @@ func (s *session) Generate(ctx context.Context, tr *bench.Trace) error {
 		// Ends a read or write under way at once.
 		_ = conn.SetDeadline(time.Unix(1, 0))
 	})
+	if req.Stream && s.watch.on() {
+		s.watch.begin(conn)
+	}
 	err := s.exchange(tr)
+	passed := s.watch.end()
 	tr.Unstamped = conn.tcp.unstamped
 	if err == nil {
 		err = s.answer.close()
@@ -195,17 +201,28 @@ func (s *session) Generate(ctx context.Context, tr *bench.Trace) error {
 		}
 		stop()
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return s.interrupted(ctx, tr) // nobody else sets a deadline
+			return s.interrupted(ctx, tr, passed) // nobody else sets a deadline
 		}
 		return s.failure(err)
 	}
-	s.finish(stop)
+	if s.finish(stop); passed != noLimit {
+		s.drop() // the answer was whole just before, but the connection has a deadline
+	}
 	return nil
 }
 
-// interrupted is the failure of a request whose context ended.
-func (s *session) interrupted(ctx context.Context, tr *bench.Trace) error {
+// interrupted is the failure of a request whose context ended or that passed a
+// limit of its watch.
+func (s *session) interrupted(ctx context.Context, tr *bench.Trace, passed limit) error {
 	switch {
+	case passed == firstLimit:
+		came := "no whole header"
+		if tr.FirstByte != 0 {
+			came = strconv.FormatInt(s.http.bytes, 10) + " bytes without any"
+		}
+		return bench.Fail(bench.Timeout, "%s sent no content within %v (limit --first-token-timeout), %s: raise the limit, or see the server's log", s.name(), s.watch.first, came)
+	case passed == gapLimit:
+		return bench.Fail(bench.Timeout, "%s sent no content for %v (limit --token-timeout), after %d events with content: raise the limit, or see the server's log", s.name(), s.watch.gap, tr.Events)
 	case tr.FirstByte == 0:
 		return stopped(ctx, "%s had not answered yet", s.name())
 	case tr.Events == 0:
@@ -222,12 +239,13 @@ func (s *session) failure(err error) error {
 		f.Message = s.b.hide(f.Message)
 		return f
 	}
-	switch {
-	case errors.Is(err, errProtocol):
-		return bench.Fail(bench.Malformed, "%s: %w", s.name(), err)
-	default:
-		return bench.Fail(bench.Reset, "%s: %w", s.name(), err)
+	class := bench.Reset
+	if errors.Is(err, errProtocol) {
+		class = bench.Malformed
 	}
+	f = bench.Fail(class, "%s: %w", s.name(), err)
+	f.Message = s.b.hide(f.Message)
+	return f
 }
 
 // finish readies the connection for the next request, or closes it.
@@ -310,6 +328,9 @@ func (s *session) readStream(tr *bench.Trace) error {
 			}
 			if err := dialect.event(&s.answer, data); err != nil {
 				return err
+			}
+			if s.watch.on() {
+				s.watch.content.Store(s.answer.lastAt)
 			}
 			if s.answer.done {
 				tr.End = s.answer.at
@@ -414,10 +435,23 @@ func (s *session) refused() error {
 		f.Message += " (status " + strconv.Itoa(code)
 		if header.retryAfter != "" {
 			f.Message += ", retry after " + oneLine(header.retryAfter)
+			f.RetryAfter = retryAfter(header.retryAfter, time.Now())
 		}
 		f.Message += ")"
 	}
 	return err
+}
+
+// retryAfter reads the field of that name (RFC 9110, 10.2.3): seconds, or the
+// date until when. 0: there is nothing to wait for, or it is neither.
+func retryAfter(value string, now time.Time) time.Duration {
+	if n, err := strconv.ParseUint(value, 10, 31); err == nil {
+		return time.Duration(n) * time.Second
+	}
+	if date, err := http.ParseTime(value); err == nil {
+		return max(0, date.Sub(now))
+	}
+	return 0
 }
 
 // Close closes the connection.

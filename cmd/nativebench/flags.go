@@ -34,6 +34,9 @@ func planFlags() []cli.Flag {
 		&cli.IntFlag{Name: "warmup", Category: flagsHow, Value: d.Warmup, Usage: "requests per worker before the measurement of a cell"},
 		&cli.IntFlag{Name: "repeat", Category: flagsHow, Value: d.Repeats, Usage: "times the whole set is measured, the order of backends rotated"},
 		&cli.DurationFlag{Name: "request-timeout", Category: flagsHow, Value: d.RequestTimeout, Usage: "time limit of one request"},
+		&cli.DurationFlag{Name: "first-token-timeout", Category: flagsHow, Value: d.FirstTokenTimeout, Usage: "time limit until the first token of a stream; 0: none of its own"},
+		&cli.DurationFlag{Name: "token-timeout", Category: flagsHow, Value: d.TokenTimeout, Usage: "time limit between two tokens of a stream; 0: none of its own"},
+		&cli.IntFlag{Name: "retries", Category: flagsHow, Value: d.Retries, Usage: "times a request is sent again when a server is too busy (429, 503) or does not answer at all; such requests are left out of latencies and speeds"},
 		&cli.DurationFlag{Name: "cell-timeout", Category: flagsHow, Value: d.CellTimeout, Usage: "time limit of one cell, model load included"},
 		&cli.DurationFlag{Name: "cooldown", Category: flagsHow, Value: d.Cooldown, Usage: "pause before each cell"},
 
@@ -109,6 +112,12 @@ func applyOneFlag(c *cli.Context, name string, p *plan.Plan) {
 		p.Repeats = c.Int(name)
 	case "request-timeout":
 		p.RequestTimeout = c.Duration(name)
+	case "first-token-timeout":
+		p.FirstTokenTimeout = c.Duration(name)
+	case "token-timeout":
+		p.TokenTimeout = c.Duration(name)
+	case "retries":
+		p.Retries = c.Int(name)
 	case "cell-timeout":
 		p.CellTimeout = c.Duration(name)
 	case "cooldown":

@@ -5,7 +5,10 @@
 // imports the standard library only.
 package bench
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // Backend is something that generates text: the engine in this process, or a
 // server. One value serves one model.
@@ -42,6 +45,12 @@ type Limits struct {
 	PromptBytes  int // longest rendered prompt, in bytes
 	PromptTokens int // longest prompt, in tokens (an upper bound is fine)
 	OutputTokens int // largest Sampling.MaxTokens
+
+	// Time limits of a streamed answer beside that of the whole request, which
+	// is the context's; 0: none. A backend in process, where no peer can fall
+	// silent, may leave them to the context.
+	FirstToken time.Duration // from the start until the first content
+	Gap        time.Duration // from content until the next, or until the end of the answer
 }
 
 // Request is one prompt and how to answer it.

@@ -3,6 +3,7 @@ package bench
 import (
 	"errors"
 	"fmt"
+	"time"
 )
 
 // Failure is why a request gave no usable answer. Failed requests are counted
@@ -11,6 +12,9 @@ type Failure struct {
 	Class   Class
 	Message string // one line: what was asked, what happened, what to do
 	Err     error  // the cause, may be nil
+	// RetryAfter is how long the server asks to wait before the request is sent
+	// again; 0: it does not say.
+	RetryAfter time.Duration
 }
 
 func (f *Failure) Error() string { return f.Message }
@@ -60,6 +64,7 @@ type Warning string
 
 const (
 	WarnShort      Warning = "short_output"   // fewer tokens than asked, with EOS ignored
+	WarnCut        Warning = "cut_short"      // ended for length, with fewer tokens than asked
 	WarnCount      Warning = "count_mismatch" // usage and events or ids disagree
 	WarnCacheHit   Warning = "prefix_cache"   // prompt tokens came from a cache that should be off
 	WarnNoFinish   Warning = "no_finish"      // no finish_reason was sent

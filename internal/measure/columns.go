@@ -107,7 +107,7 @@ func anyRequest(g *Group, why string, has func(*bench.Trace) bool) string {
 	some := false
 	for _, c := range g.Cells {
 		for _, r := range c.Requests {
-			if r.Class == bench.OK {
+			if r.counts() {
 				if has(r.Trace) {
 					return ""
 				}
@@ -359,7 +359,7 @@ func countColumns() []Column {
 		},
 		{
 			Key: "failed", Name: "failed", Unit: "requests",
-			Definition: "requests without a usable answer. HTTP 200 is not success: an empty, broken or unfinished stream is a failure. Counted by class, never averaged into anything. Requests cut off when the run was stopped are no failures and are not counted at all",
+			Definition: "requests without a usable answer. HTTP 200 is not success: an empty, broken or unfinished stream is a failure. Counted by class, never averaged into anything. Requests cut off when the run was stopped are no failures and are not counted at all. One that succeeded only after a retry is no failure either, but is left out of every other number",
 			Window:     "measured requests of all repeats", CountsFailed: true,
 			Count: func(_ *Group, r *Request) bool { return r.Class != bench.OK },
 		},

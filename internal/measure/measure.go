@@ -29,7 +29,14 @@ type Request struct {
 	Worker int
 	Class  bench.Class // "" is success
 	Error  string      // of a failed one
+	// Retries is how many times it was sent again; the trace is of the last.
+	Retries int
 }
+
+// counts tells whether the request is in the numbers: it succeeded, at once. One
+// that was sent again had waited for the server before its clock started, and
+// met another load than was asked for.
+func (r *Request) counts() bool { return r.Class == bench.OK && r.Retries == 0 }
 
 // Cell is one repeat of a group. Warm-up requests are not in it.
 type Cell struct {
@@ -58,6 +65,7 @@ type Group struct {
 type Summary struct {
 	Requests int // measured, failures included; not those that were cut off
 	OK       int
+	Retried  int                   // of OK: only after it was sent again; in no other number
 	CutOff   int                   // stopped with the run: neither succeeded nor failed
 	Failures map[bench.Class]int   // by class
 	Warnings map[bench.Warning]int // requests by class of warning, of successful ones
@@ -125,6 +133,9 @@ func Summarize(g Group) Summary {
 				continue
 			}
 			s.OK++
+			if r.Retries > 0 {
+				s.Retried++
+			}
 			s.Counted[r.Counted]++
 			for _, w := range r.Warnings {
 				s.Warnings[w]++
@@ -228,7 +239,7 @@ func (c Column) values(g *Group, cell *Cell, byIndex map[int][]float64, items ma
 	}
 	for i := range cell.Requests {
 		r := &cell.Requests[i]
-		if r.Class != bench.OK {
+		if !r.counts() {
 			continue
 		}
 		from := len(pooled)
@@ -250,7 +261,7 @@ func (c Column) count(g *Group, e Estimate) Estimate {
 		n := 0
 		for j := range g.Cells[i].Requests {
 			r := &g.Cells[i].Requests[j]
-			if r.Class == bench.Cancelled || r.Class != bench.OK && !c.CountsFailed {
+			if r.Class == bench.Cancelled || !r.counts() && !c.CountsFailed {
 				continue
 			}
 			e.N++
@@ -365,6 +376,9 @@ func notes(g *Group, s *Summary) (notes []string) {
 	for _, class := range sortedKeys(s.Failures) {
 		say("%d of %d requests failed: %s%s", s.Failures[class], s.Requests, class, firstError(g, class))
 	}
+	if s.Retried > 0 {
+		say("%d of %d requests succeeded only after a retry; they are left out of latencies, speeds and rates, so the load was lower than asked", s.Retried, s.Requests)
+	}
 	for _, w := range sortedKeys(s.Warnings) {
 		say("%d of %d answers: %s", s.Warnings[w], s.OK, warningText(w))
 	}
@@ -374,7 +388,7 @@ func notes(g *Group, s *Summary) (notes []string) {
 	var events, coalesced, unstamped, lost int
 	for _, c := range g.Cells {
 		for _, r := range c.Requests {
-			if r.Class == bench.OK {
+			if r.counts() {
 				events += r.Events
 				coalesced += r.Coalesced
 				unstamped += r.Unstamped
@@ -413,6 +427,8 @@ func warningText(w bench.Warning) string {
 	switch w {
 	case bench.WarnShort:
 		return "fewer tokens than were asked for, with end-of-sequence ignored (short_output)"
+	case bench.WarnCut:
+		return "ended for length with fewer tokens than were asked for: the server cut them to a limit of its own, such as its context (cut_short)"
 	case bench.WarnCount:
 		return "the server's token count and its events or ids disagree (count_mismatch)"
 	case bench.WarnCacheHit:

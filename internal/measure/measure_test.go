@@ -111,6 +111,40 @@ func TestFailuresAreCountedAndNothingElse(t *testing.T) {
 	}
 }
 
+// A request that was sent again is counted and is in no other number.
+func TestRetriedRequestsAreInNoNumber(t *testing.T) {
+	g := group(Stream, answer(1000, 50, 10, 50), answer(1100, 9000, 400, 9000), answer(11000, 70, 10, 70), answer(12000, 30, 10))
+	g.Cells[0].Requests[1].Retries = 2
+	g.Cells[0].Requests[3].Retries, g.Cells[0].Requests[3].Class = 3, bench.Busy
+	g.Expect = [2]int{5, 9}
+	s := Summarize(g)
+	if s.Requests != 4 || s.OK != 3 || s.Retried != 1 || s.Failures[bench.Busy] != 1 {
+		t.Errorf("%+v", s)
+	}
+	for _, e := range s.Estimates {
+		switch {
+		case e.Column.Key == "failed":
+			if e.Count != 1 || e.N != 4 {
+				t.Errorf("failed: %+v", e)
+			}
+		case e.Column.Cell == nil && e.Known() && e.N > 2:
+			t.Errorf("%s: %d values from 2 requests that succeeded at once", e.Column.Key, e.N)
+		}
+	}
+	near(t, "e2e", s.Get("e2e").Median, 0.060)
+	near(t, "req_per_s", s.Get("req_per_s").Median, 2/11.03)
+	near(t, "tok_per_s", s.Get("tok_per_s").Median, 4/11.03)
+	g.Concurrency = 2 // worker 1 is busy with the one that was sent again
+	g.Cells[0].Requests[1].Worker = 1
+	if e := Summarize(g).Get("steady_req_per_s"); e.Known() { // only that one lies in the steady part
+		t.Errorf("steady_req_per_s = %v", e.Median)
+	}
+	want := "1 of 4 requests succeeded only after a retry; they are left out of latencies, speeds and rates, so the load was lower than asked"
+	if !slices.Contains(s.Notes, want) {
+		t.Errorf("notes %q", s.Notes)
+	}
+}
+
 func TestChunksAreNotTokens(t *testing.T) {
 	tr := answer(1000, 100, 20, 40, 60, 80)
 	tr.OutputTokens = 8

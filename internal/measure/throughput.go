@@ -54,7 +54,7 @@ func (g *Group) steady(c *Cell) (from, to int64, ok bool) {
 func wholeRequests(_ *Group, c *Cell) (float64, bool) {
 	n := 0
 	for _, r := range c.Requests {
-		if r.Class == bench.OK {
+		if r.counts() {
 			n++
 		}
 	}
@@ -66,7 +66,7 @@ func wholeRequests(_ *Group, c *Cell) (float64, bool) {
 func wholeTokens(_ *Group, c *Cell) (float64, bool) {
 	n := 0
 	for _, r := range c.Requests {
-		if r.Class != bench.OK {
+		if !r.counts() {
 			continue
 		}
 		if r.Counted == bench.CountNone {
@@ -96,7 +96,7 @@ func steadyRequests(g *Group, c *Cell) (float64, bool) {
 	}
 	n := 0.0
 	for _, r := range c.Requests {
-		if r.Class == bench.OK {
+		if r.counts() {
 			n += inside(r, from, to)
 		}
 	}
@@ -113,7 +113,7 @@ func steadyTokens(g *Group, c *Cell) (float64, bool) {
 	n := 0.0
 	for _, r := range c.Requests {
 		switch {
-		case r.Class != bench.OK:
+		case !r.counts():
 		case r.Counted == bench.CountNone:
 			return 0, false
 		case len(r.Marks) < 2 || r.MarksLost > 0:

@@ -65,7 +65,7 @@ func perEvent(g *Group) float64 {
 	var tokens, arrivals int
 	for _, c := range g.Cells {
 		for _, r := range c.Requests {
-			if r.Class != bench.OK || r.MarksLost > 0 {
+			if !r.counts() || r.MarksLost > 0 {
 				continue
 			}
 			if r.Counted == bench.CountNone {

@@ -94,6 +94,10 @@ func (p Plan) Cells() ([]Cell, error) {
 					RequestTimeout: p.RequestTimeout,
 					CellTimeout:    p.CellTimeout,
 					Cooldown:       p.Cooldown,
+
+					FirstTokenTimeout: p.FirstTokenTimeout,
+					TokenTimeout:      p.TokenTimeout,
+					Retries:           p.Retries,
 				})
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -143,11 +144,13 @@ func TestCellContents(t *testing.T) {
 	p := plan.Default()
 	p.Models, p.Tasks, p.Backends, p.Modes = []string{"llama-2-7b-chat"}, []string{"code"}, []string{"tgi"}, []plan.Mode{plan.Sync}
 	p.Concurrency, p.Repeats, p.Requests, p.Seed = []int{16}, 1, 10, 77
+	p.FirstTokenTimeout, p.TokenTimeout, p.Retries = 5*time.Second, time.Second, 2
 	want := plan.Cell{
 		Backend: "tgi", Model: "llama-2-7b-chat", Task: "code", Mode: plan.Sync, Concurrency: 16,
 		Requests: 16, Warmup: p.Warmup, Seed: 77,
 		Sampling:       bench.Sampling{Temperature: 0.6, TopP: 0.85, MaxTokens: 120, Seed: 77},
 		RequestTimeout: p.RequestTimeout, CellTimeout: p.CellTimeout,
+		FirstTokenTimeout: 5 * time.Second, TokenTimeout: time.Second, Retries: 2,
 	}
 	if diff := cmp.Diff([]plan.Cell{want}, cells(t, p)); diff != "" {
 		t.Error(diff)
@@ -273,6 +276,12 @@ func TestValidateRefuses(t *testing.T) {
 		{func(p *plan.Plan) { p.RequestTimeout = 0 }, "time limit per request 0s"},
 		{func(p *plan.Plan) { p.CellTimeout = -1 }, "time limit per cell -1ns"},
 		{func(p *plan.Plan) { p.CellTimeout = p.RequestTimeout - 1 }, "is below that per request"},
+		{func(p *plan.Plan) { p.FirstTokenTimeout = -1 }, "time limit until the first token -1ns"},
+		{func(p *plan.Plan) { p.FirstTokenTimeout = p.RequestTimeout + 1 }, "to the limit per request, 2m0s"},
+		{func(p *plan.Plan) { p.TokenTimeout = -1 }, "time limit between tokens -1ns"},
+		{func(p *plan.Plan) { p.TokenTimeout = p.RequestTimeout + 1 }, "to the limit per request, 2m0s"},
+		{func(p *plan.Plan) { p.Retries = -1 }, "retries -1"},
+		{func(p *plan.Plan) { p.Retries = 101 }, "retries 101"},
 		{func(p *plan.Plan) { p.Cooldown = -1 }, "cool-down -1ns"},
 		{func(p *plan.Plan) { p.PromptTokens = []int{0} }, "prompt length 0"},
 		{func(p *plan.Plan) { p.PromptTokens = []int{8, 8} }, "prompt length 8 is named twice"},

@@ -46,6 +46,14 @@ type Plan struct {
 	CellTimeout    time.Duration `json:"cell_timeout_ns"`
 	Cooldown       time.Duration `json:"cooldown_ns"` // pause before each cell
 
+	// FirstTokenTimeout is how long a stream may take until its first content,
+	// TokenTimeout from content to the next; 0: no limit of their own.
+	FirstTokenTimeout time.Duration `json:"first_token_timeout_ns,omitempty"`
+	TokenTimeout      time.Duration `json:"token_timeout_ns,omitempty"`
+	// Retries is how many times more a request is sent that a server was too
+	// busy for, or whose connection failed before any answer.
+	Retries int `json:"retries,omitempty"`
+
 	Engine Engine `json:"engine"`
 }
 
@@ -95,6 +103,10 @@ type Cell struct {
 	RequestTimeout time.Duration `json:"request_timeout_ns"`
 	CellTimeout    time.Duration `json:"cell_timeout_ns"`
 	Cooldown       time.Duration `json:"cooldown_ns"`
+
+	FirstTokenTimeout time.Duration `json:"first_token_timeout_ns,omitempty"`
+	TokenTimeout      time.Duration `json:"token_timeout_ns,omitempty"`
+	Retries           int           `json:"retries,omitempty"`
 }
 
 // ID names the cell within its run, for example

@@ -61,6 +61,9 @@ func oneOf[S ~string](kind string, names []S, choices []string) error {
 // not the server, is what is measured.
 const maxWorkers = 4096
 
+// maxRetries bounds the retries of one request, which wait longer each time.
+const maxRetries = 100
+
 func (p Plan) checkCounts() error {
 	if len(p.Concurrency) == 0 {
 		return fmt.Errorf("no concurrency: give at least one number of workers, for example 1")
@@ -88,6 +91,8 @@ func (p Plan) checkCounts() error {
 		return fmt.Errorf("requests %d: a cell sends at least 1", p.Requests)
 	case p.Warmup < 0:
 		return fmt.Errorf("warm-up %d: give 0 for none, or a number of requests per worker", p.Warmup)
+	case p.Retries < 0 || p.Retries > maxRetries:
+		return fmt.Errorf("retries %d: give 0 for none, or at most %d", p.Retries, maxRetries)
 	case p.MaxTokens < 0:
 		return fmt.Errorf("output tokens %d: give 0 for the sampling table's cap, or at least 1", p.MaxTokens)
 	case p.Seed > math.MaxInt32:
@@ -106,6 +111,10 @@ func (p Plan) checkTimes() error {
 		return fmt.Errorf("time limit per cell %v: it must be above zero", p.CellTimeout)
 	case p.CellTimeout < p.RequestTimeout:
 		return fmt.Errorf("time limit per cell %v is below that per request, %v: one slow request would end the cell", p.CellTimeout, p.RequestTimeout)
+	case p.FirstTokenTimeout < 0 || p.FirstTokenTimeout > p.RequestTimeout:
+		return fmt.Errorf("time limit until the first token %v: it is from 0 (none) to the limit per request, %v", p.FirstTokenTimeout, p.RequestTimeout)
+	case p.TokenTimeout < 0 || p.TokenTimeout > p.RequestTimeout:
+		return fmt.Errorf("time limit between tokens %v: it is from 0 (none) to the limit per request, %v", p.TokenTimeout, p.RequestTimeout)
 	case p.Cooldown < 0 || p.Cooldown > time.Hour:
 		return fmt.Errorf("cool-down %v: it is from 0 to 1h", p.Cooldown)
 	}

@@ -200,7 +200,7 @@ var registers = regexp.MustCompile(`^(r[a-z0-9]{1,2}|rflags|[cfg]s|lr|sp|pc|faul
 func cellOf(c results.CellResult) measure.Cell {
 	m := measure.Cell{Repeat: c.Repeat, Partial: !c.Done()}
 	for _, r := range c.Measured() {
-		m.Requests = append(m.Requests, measure.Request{Trace: &r.Trace, Index: r.Index, Worker: r.Worker, Class: r.Class, Error: r.Error})
+		m.Requests = append(m.Requests, measure.Request{Trace: &r.Trace, Index: r.Index, Worker: r.Worker, Class: r.Class, Error: r.Error, Retries: r.Retries})
 	}
 	if e := c.Event; e != nil {
 		m.Busy = slices.ContainsFunc(e.Warnings, func(w string) bool { return strings.HasPrefix(w, "busy machine") })

@@ -158,6 +158,9 @@ func (s *seat) status(ref *seat, n *notebook) field {
 		f.main += fmt.Sprintf(", %d failed", bad)
 		f.tone = alarm
 	}
+	if n := s.summary.Retried; n > 0 {
+		f.main += fmt.Sprintf(", %d of them retried", n)
+	}
 	if n := s.summary.CutOff; n > 0 {
 		f.main += fmt.Sprintf(", %d cut off", n)
 	}

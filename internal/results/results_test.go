@@ -170,6 +170,10 @@ func anyRecord(t *rapid.T) Record {
 	r.PromptTokens, r.OutputTokens = rapid.Int().Draw(t, "in"), rapid.Int().Draw(t, "out")
 	r.Phases.Prefill, r.Server.Decode = i64.Draw(t, "prefill"), i64.Draw(t, "decode")
 	r.MarksLost = rapid.Int().Draw(t, "lost")
+	r.Retries = rapid.IntRange(0, 3).Draw(t, "retries")
+	for range r.Retries {
+		r.Earlier = append(r.Earlier, rapid.SampledFrom([]bench.Class{bench.Busy, bench.Reset}).Draw(t, "earlier"))
+	}
 	r.Warnings = rapid.SliceOf(rapid.SampledFrom([]bench.Warning{bench.WarnShort, bench.WarnCount})).Draw(t, "warnings")
 	return r
 }

@@ -188,6 +188,11 @@ type Record struct {
 	Class bench.Class `json:"class,omitempty"` // "" is success
 	Error string      `json:"error,omitempty"`
 
+	// Retries is how many times the request was sent again; all else is of the
+	// last time. Earlier are the failures before, in order.
+	Retries int           `json:"retries,omitempty"`
+	Earlier []bench.Class `json:"earlier,omitempty"`
+
 	bench.Trace
 	Text   string  `json:"text"`
 	Tokens []int32 `json:"token_ids,omitempty"`

@@ -204,15 +204,76 @@ func (c *cell) request(ctx context.Context, w *worker, i int, p Prompt) {
 		Cell: c.job.ID, Attempt: c.job.Attempt, Index: i, Warmup: i < 0, Worker: w.id,
 		Prompt: p.ID, Seed: w.req.Sampling.Seed,
 	}
-	err := w.session.Prepare(&w.req)
-	if err == nil {
-		err = c.generate(ctx, w, s.trace)
+	err := c.send(ctx, w, s.trace)
+	s.cut = false
+	for n := 0; n < c.job.Cell.Retries && again(err, s.trace); n++ {
+		if !c.pause(ctx, err, n) {
+			err, s.cut = c.cutOff(ctx, err, s.trace), true
+			break
+		}
+		s.rec.Retries, s.rec.Earlier = n+1, append(s.rec.Earlier, bench.ClassOf(err))
+		s.trace.Reset()
+		err = c.send(ctx, w, s.trace)
 	}
-	s.cut = err != nil && ctx.Err() != nil
+	s.cut = s.cut || err != nil && ctx.Err() != nil
 	if err != nil {
 		s.rec.Class, s.rec.Error = bench.ClassOf(err), err.Error()
+		if n := s.rec.Retries; n > 0 {
+			s.rec.Error += fmt.Sprintf(" (sent %d times)", n+1)
+		}
 	}
 	c.finished <- s
+}
+
+// send sends a request once.
+func (c *cell) send(ctx context.Context, w *worker, tr *bench.Trace) error {
+	if err := w.session.Prepare(&w.req); err != nil {
+		return err
+	}
+	return c.generate(ctx, w, tr)
+}
+
+// again tells whether a request that failed may be sent again: nothing was
+// computed for it, as far as can be known.
+func again(err error, tr *bench.Trace) bool {
+	switch bench.ClassOf(err) {
+	case bench.Busy:
+		return len(tr.Marks) == 0
+	case bench.Connect, bench.Reset:
+		return len(tr.Marks) == 0 && tr.FirstByte == 0
+	}
+	return false
+}
+
+const (
+	firstPause   = 100 * time.Millisecond // before the first retry; doubled each time
+	longestPause = 30 * time.Second
+)
+
+// pauseLength is how long to wait before retry n, from 0: as long as the server
+// asked, or else longer each time.
+func pauseLength(err error, n int) time.Duration {
+	wait := longestPause
+	if n < 10 {
+		wait = firstPause << n
+	}
+	var f *bench.Failure
+	if errors.As(err, &f) && f.RetryAfter > 0 {
+		wait = f.RetryAfter
+	}
+	return min(wait, longestPause)
+}
+
+// pause waits before retry n; false when the cell is over before.
+func (c *cell) pause(ctx context.Context, err error, n int) bool {
+	timer := time.NewTimer(pauseLength(err, n))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-c.drain:
+	case <-ctx.Done():
+	}
+	return !c.stopped(ctx)
 }
 
 // generate runs the prepared request under its time limit and names the limit
@@ -230,15 +291,22 @@ func (c *cell) generate(ctx context.Context, w *worker, tr *bench.Trace) error {
 		return nil
 	}
 	switch {
-	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return bench.Fail(bench.Timeout, "the time limit of the cell, %v, passed with %d tokens of this answer there: %w", c.job.Cell.CellTimeout, arrived(tr), err)
 	case ctx.Err() != nil:
-		return bench.Fail(bench.Cancelled, "stopped with the run: %w", err)
+		return c.cutOff(ctx, err, tr)
 	case rctx.Err() != nil:
 		return bench.Fail(bench.Timeout, "no whole answer within the request time limit of %v (%d of at most %d tokens were there): %w",
 			limit, arrived(tr), c.job.Cell.Sampling.MaxTokens, err)
 	}
 	return err
+}
+
+// cutOff is the failure of a request that ended with its cell or the run; err
+// is how far it had got.
+func (c *cell) cutOff(ctx context.Context, err error, tr *bench.Trace) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return bench.Fail(bench.Timeout, "the time limit of the cell, %v, passed with %d tokens of this answer there: %w", c.job.Cell.CellTimeout, arrived(tr), err)
+	}
+	return bench.Fail(bench.Cancelled, "stopped with the run: %w", err)
 }
 
 // arrived counts the tokens (or events, where nothing better is known) that an

@@ -420,7 +420,8 @@ func TestLimitsHoldEveryPrompt(t *testing.T) {
 	job := testJob(3, 1, 1)
 	job.Prompts[1].Text = strings.Repeat("x", 300)
 	job.Warmups[0].Text = strings.Repeat("y", 400)
-	want := bench.Limits{PromptBytes: 400, PromptTokens: 401, OutputTokens: 5}
+	job.Cell.FirstTokenTimeout, job.Cell.TokenTimeout = 2*time.Second, time.Second
+	want := bench.Limits{PromptBytes: 400, PromptTokens: 401, OutputTokens: 5, FirstToken: 2 * time.Second, Gap: time.Second}
 	if got := job.Limits(); got != want {
 		t.Fatalf("got %+v, want %+v", got, want)
 	}

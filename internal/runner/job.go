@@ -50,7 +50,10 @@ func (j Job) Limits() bench.Limits {
 			longest = max(longest, len(p.Text))
 		}
 	}
-	return bench.Limits{PromptBytes: longest, PromptTokens: longest + 1, OutputTokens: j.Cell.Sampling.MaxTokens}
+	return bench.Limits{
+		PromptBytes: longest, PromptTokens: longest + 1, OutputTokens: j.Cell.Sampling.MaxTokens,
+		FirstToken: j.Cell.FirstTokenTimeout, Gap: j.Cell.TokenTimeout,
+	}
 }
 
 // check refuses a job that cannot be run; a fault of the caller.

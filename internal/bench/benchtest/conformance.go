@@ -166,9 +166,9 @@ func Check(tr *bench.Trace, req *bench.Request) error {
 		}
 	case n < 1 || n > req.Sampling.MaxTokens:
 		bad("%d output tokens, want 1 to %d", n, req.Sampling.MaxTokens)
-	case req.Sampling.IgnoreEOS && n != req.Sampling.MaxTokens && !slices.Contains(tr.Warnings, bench.WarnShort):
+	case req.Sampling.IgnoreEOS && n != req.Sampling.MaxTokens && !slices.Contains(tr.Warnings, bench.WarnShort) && !slices.Contains(tr.Warnings, bench.WarnCut):
 		bad("%d output tokens with EOS ignored, want %d or a warning", n, req.Sampling.MaxTokens)
-	case tr.Finish == bench.FinishLength && n != req.Sampling.MaxTokens && !slices.Contains(tr.Warnings, bench.WarnShort):
+	case tr.Finish == bench.FinishLength && n != req.Sampling.MaxTokens && !slices.Contains(tr.Warnings, bench.WarnCut):
 		bad("finish is length after %d of %d tokens, without a warning", n, req.Sampling.MaxTokens)
 	}
 	if tr.PromptTokens < 1 && tr.Counted != bench.CountNone {
