@@ -101,6 +101,20 @@ func TestOddEvents(t *testing.T) {
 	}
 }
 
+// An answer of TGI may end inside a character, but not with a special token.
+func TestTGIHeldBack(t *testing.T) {
+	for token, want := range map[string]bool{`{"id":1,"text":""}`: true, `{"id":1,"text":"a"}`: false, `{"id":1,"text":"</s>","special":true}`: false} {
+		tr := bench.NewTrace(16)
+		a := newTestAnswer(tr, true)
+		if err := (TGI{}).event(a, []byte(`{"token":`+token+`,"generated_text":"a"}`)); err != nil {
+			t.Fatal(err)
+		}
+		if got := slices.Contains(tr.Warnings, bench.WarnHeldBack); got != want || !a.done {
+			t.Errorf("%s: held back %v, want %v; done %v", token, got, want, a.done)
+		}
+	}
+}
+
 // What TGI says of its own time stands in the header of a sync answer.
 func TestTGIAccount(t *testing.T) {
 	c := readCapture(t, "testdata/captures/tgi/generate-details.txt")

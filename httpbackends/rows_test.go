@@ -113,6 +113,24 @@ func TestFields(t *testing.T) {
 	}
 }
 
+// TGI refuses a top_p of 1 when it samples, too.
+func TestTGITopP(t *testing.T) {
+	for _, chat := range []bool{false, true} {
+		req := &bench.Request{Prompt: "p", Message: "hi", Stream: true, Sampling: bench.Sampling{Temperature: 0.7, TopP: 1, MaxTokens: 5}}
+		body, err := rowBody(t, tgiServer(), req, Config{Chat: chat})
+		if err != nil {
+			t.Fatal(err)
+		}
+		fields := body
+		if !chat {
+			fields = body["parameters"].(map[string]any)
+		}
+		if _, there := fields["top_p"]; there || fields["temperature"] != 0.7 {
+			t.Errorf("chat %v: %v", chat, body)
+		}
+	}
+}
+
 // Against a vLLM whose prefix cache may be on, no two requests share a salt.
 func TestCacheSalt(t *testing.T) {
 	seen := map[any]bool{}
