@@ -28,7 +28,7 @@ func vllmServer() Server {
 		Notes: []string{
 			"each event carries the server's running token count (continuous_usage_stats), so an event that brings several tokens is counted right",
 			"against a server that was not started here each request carries a cache_salt of its own, so that a prefix cache finds nothing",
-			"a prompt that leaves less room than the tokens asked for is answered with fewer, without an error: such an answer has the warning short_output",
+			"a prompt that leaves less room than the tokens asked for is answered with fewer, without an error: such an answer has the warning cut_short",
 		},
 		Identify: vllmIdentify,
 		Metrics: Metrics{Path: "/metrics", Series: []Series{
