@@ -344,7 +344,7 @@ func TestStarts(t *testing.T) {
 		},
 		{
 			"transformers", transformersServer().Argv, transformersServer().Environ, start,
-			"/env/bin/program /s.py --model " + dir + " --host 127.0.0.1 --port 8000 --dtype float32 --device cpu --max-model-len 1024 --max-num-seqs 16 --served-model-name gpt2 --threads 3",
+			"/env/bin/program /s.py --model " + dir + " --host 127.0.0.1 --port 8000 --dtype float32 --device cpu --max-model-len 1024 --served-model-name gpt2 --threads 3",
 			[]string{"HOME=/h", "HF_HUB_OFFLINE=1", "OMP_NUM_THREADS=3"},
 		},
 		{

@@ -19,6 +19,9 @@ func transformersServer() Server {
 		Health:   "/health",
 		Tokens:   true,
 		Fields:   transformersFields,
+		Notes: []string{
+			"it works on one request at a time: the others wait, and their waiting is in their time to the first token",
+		},
 		Identify: transformersIdentify,
 		Weights:  HuggingFace,
 		Program:  "python",
@@ -69,7 +72,7 @@ func transformersArgv(s Start) ([]string, error) {
 		s.Bin, s.Script, "--model", s.Model,
 		"--host", s.host(), "--port", strconv.Itoa(s.Port),
 		"--dtype", dtype, "--device", s.device(),
-		"--max-model-len", strconv.Itoa(s.Context), "--max-num-seqs", strconv.Itoa(s.Slots),
+		"--max-model-len", strconv.Itoa(s.Context),
 	}
 	if s.Name != "" {
 		argv = append(argv, "--served-model-name", s.Name)

