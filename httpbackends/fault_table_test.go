@@ -183,7 +183,7 @@ var faults = []fault{
 	{name: "switches protocol", answer: raw("HTTP/1.1 101 Switching Protocols\r\n\r\n"), class: bench.Malformed, want: "another protocol"},
 
 	{name: "chunk extensions and trailers", stream: true, answer: raw(streamHead + strings.ReplaceAll(chunk(wholeStream("length", 4)), "\r\ndata", ";name=\"v\"\r\ndata") + "0;last\r\nX-Trailer: 1\r\nX-Other: 2\r\n\r\n"), events: 4},
-	{name: "no finish_reason", stream: true, answer: streamOf(event(" w", 1), event(" w", 2), event(" w", 3), event(" w", 4), doneMark), events: 4, warns: []bench.Warning{bench.WarnNoFinish}},
+	{name: "no finish_reason", stream: true, answer: streamOf(event(" w", 1), event(" w", 2), event(" w", 3), event(" w", 4), "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":4}}\n\n", doneMark), events: 4, warns: []bench.Warning{bench.WarnNoFinish}},
 	{name: "fewer tokens than the usage says", stream: true, answer: streamOf("data: {\"choices\":[{\"text\":\"a\"}]}\n\n", "data: {\"choices\":[{\"text\":\"\",\"finish_reason\":\"length\"}],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":4}}\n\n", doneMark), events: 1, warns: []bench.Warning{bench.WarnCount}},
 	{name: "more events than the usage says", stream: true, answer: streamOf("data: {\"choices\":[{\"text\":\"a\"}]}\n\n", "data: {\"choices\":[{\"text\":\"b\",\"finish_reason\":\"length\"}],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":1}}\n\n", doneMark), events: 2, warns: []bench.Warning{bench.WarnCut, bench.WarnCount}},
 	{name: "stops short with EOS ignored", stream: true, answer: streamOf(wholeStream("stop", 2)), events: 2, warns: []bench.Warning{bench.WarnShort}},

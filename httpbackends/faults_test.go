@@ -97,7 +97,7 @@ func (tc *fault) run(t *testing.T) string {
 	settle()
 	srv.set(nil)
 	srv.receive(nil)
-	s.b = &good
+	s.b, s.watch.first, s.watch.gap = &good, 0, 0
 	for _, stream := range []bool{true, false} {
 		ask(t, s, testRequest(stream))
 	}
