@@ -19,8 +19,9 @@ import (
 type testServer struct {
 	net.Listener
 	mu     sync.Mutex
-	answer func(*call) // to requests for generation; nil: goodAnswer
-	conns  int         // accepted
+	answer func(*call)    // to requests for generation; nil: goodAnswer
+	greet  func(net.Conn) // what becomes of new connections in place of serving
+	conns  int            // accepted
 	last   map[string]any
 	lastH  http.Header
 	wg     sync.WaitGroup
@@ -29,12 +30,21 @@ type testServer struct {
 // call is one request for generation.
 type call struct {
 	net.Conn
+	prompt string
 	stream bool
 	tokens int
-	close  bool // close the connection after the answer
+	close  bool                // close the connection after the answer
+	mangle func([]byte) []byte // what is written, nil: as it is
 }
 
-func (c *call) write(format string, args ...any) { fmt.Fprintf(c.Conn, format, args...) }
+func (c *call) write(format string, args ...any) { fmt.Fprintf(c, format, args...) }
+
+func (c *call) Write(p []byte) (int, error) {
+	if c.mangle != nil {
+		p = c.mangle(p)
+	}
+	return c.Conn.Write(p)
+}
 
 // newTestServer serves until the test ends.
 func newTestServer(t testing.TB) *testServer {
@@ -68,6 +78,13 @@ func (s *testServer) set(answer func(*call)) {
 	s.mu.Unlock()
 }
 
+// receive sets what becomes of new connections; nil: they are served.
+func (s *testServer) receive(greet func(net.Conn)) {
+	s.mu.Lock()
+	s.greet = greet
+	s.mu.Unlock()
+}
+
 // seen returns the last request for generation.
 func (s *testServer) seen() (body map[string]any, header http.Header) {
 	s.mu.Lock()
@@ -83,6 +100,13 @@ func (s *testServer) accepted() int {
 
 func (s *testServer) serve(c net.Conn) {
 	defer c.Close()
+	s.mu.Lock()
+	greet := s.greet
+	s.mu.Unlock()
+	if greet != nil {
+		greet(c)
+		return
+	}
 	r := bufio.NewReader(c)
 	for {
 		req, err := http.ReadRequest(r)
@@ -108,7 +132,8 @@ func (s *testServer) serve(c net.Conn) {
 			}
 			stream, _ := fields["stream"].(bool)
 			tokens, _ := fields["max_tokens"].(float64)
-			one := &call{Conn: c, stream: stream, tokens: int(tokens)}
+			prompt, _ := fields["prompt"].(string)
+			one := &call{Conn: c, prompt: prompt, stream: stream, tokens: int(tokens)}
 			s.mu.Lock()
 			answer := s.answer
 			s.last, s.lastH = fields, req.Header

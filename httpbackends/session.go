@@ -99,9 +99,7 @@ func (s *session) Prepare(req *bench.Request) error {
 	s.out.WriteString("\r\n")
 	s.out.Write(encoded.Bytes())
 
-	ctx, cancel := context.WithTimeout(context.Background(), s.b.cfg.ConnectTimeout)
-	defer cancel()
-	if err := s.connect(ctx); err != nil {
+	if err := s.connect(context.Background()); err != nil { // dial has its own limit
 		return err
 	}
 	s.req = req
@@ -321,7 +319,7 @@ func (s *session) readStream(tr *bench.Trace) error {
 				tr.FirstLine = s.answer.at
 			}
 			if err != nil {
-				return malformed(s.name(), "%v", err)
+				return malformed(s.name(), "what cannot be read: %v", err)
 			}
 			if !ok {
 				break
@@ -342,7 +340,7 @@ func (s *session) readStream(tr *bench.Trace) error {
 	// short of its empty line.
 	data, ok, err := s.events.end()
 	if err != nil {
-		return malformed(s.name(), "%v", err)
+		return malformed(s.name(), "what cannot be read: %v", err)
 	}
 	if ok {
 		if err := dialect.event(&s.answer, data); err != nil {
