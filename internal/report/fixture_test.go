@@ -182,7 +182,7 @@ func (f *fixture) record(cell results.Cell, c cellSpec, p pace, i, worker int, s
 		if c.mode == "stream" {
 			r.FirstLine = marks[0].T
 		}
-		r.Server = bench.Server{PromptTokens: prompt, OutputTokens: n, Prefill: prefill, Decode: decode + sampling}
+		r.Server = bench.Server{PromptTokens: prompt, OutputTokens: n, Prefill: prefill, Decode: t - marks[0].T}
 	}
 	if i < 0 { // a warm-up that would show if it were counted
 		r.End += 60_000 * ms

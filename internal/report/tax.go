@@ -2,6 +2,7 @@ package report
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/nativebench/nativebench/internal/measure"
 )
@@ -56,7 +57,9 @@ func (v *runView) taxes() (all []section) {
 					if s.backend != b || l.Model != model || l.sweep() {
 						continue
 					}
-					if t, ok := s.tax(); ok {
+					if t, ok := s.tax(); !ok && t.Of > 0 && s.summary.Get("server_decode").Known() && s.ref().summary.Get("phase_decode").Known() {
+						n.ref(fmt.Sprintf("%s is not here: %s", s.loadText(), s.leftOut(t.Of, t.Of)))
+					} else if ok {
 						g.rows = append(g.rows, s.taxRows(&t, n)...)
 						connect, pairs = connect+t.Connect, pairs+t.Pairs
 					}
@@ -88,7 +91,6 @@ func (v *runView) taxes() (all []section) {
 		if connect > 0 {
 			say("connections", "opening them took %.2f ms per request, before the clock starts: in no row", float64(connect)/1e6/float64(pairs))
 		}
-		s.facts = append(s.facts, fact{}) // air before the table
 		all = append(all, s)
 	}
 	return all
@@ -112,7 +114,7 @@ func (s *seat) taxRows(t *measure.Tax, n *notebook) []row {
 	}
 	parts := apportion(differences)
 
-	rows := []row{{group: true, cells: []field{{main: fmt.Sprintf("%s · %s ×%d", s.load.Task, s.load.Mode, s.load.Concurrency)}, {}, {main: fmt.Sprintf("mean of %d %s", t.Pairs, n.refs(s.taxNotes(t))), tone: faint}}}}
+	rows := []row{{group: true, cells: []field{{main: s.loadText()}, {}, {main: fmt.Sprintf("mean of %d %s", t.Pairs, n.refs(s.taxNotes(t))), tone: faint}}}}
 	names := partNames()
 	at, total := 0, [4]int{}
 	for i, sp := range t.Spans {
@@ -164,18 +166,31 @@ func differenceField(hundredths, thousandths int) field {
 	return field{main: fmt.Sprintf("%+.2f", float64(hundredths)/100), aside: fmt.Sprintf("%+.1f%%", float64(thousandths)/10)}
 }
 
+func (s *seat) loadText() string {
+	return fmt.Sprintf("%s · %s ×%d", s.load.Task, s.load.Mode, s.load.Concurrency)
+}
+
+// leftOut says why requests are in no tax.
+func (s *seat) leftOut(n, of int) string {
+	return fmt.Sprintf("%d of %d requests that both answered are left out: a stamp or %s's account is missing, or the first event held more than one token", n, of, s.backend)
+}
+
 // taxNotes are what keeps the two sides of a tax from being alike.
 func (s *seat) taxNotes(t *measure.Tax) (texts []string) {
 	ref := s.ref()
 	if left := t.Of - t.Pairs; left > 0 {
-		texts = append(texts, fmt.Sprintf("%d of %d requests that both answered are left out: a stamp or the server's account is missing, or the first event held more than one token", left, t.Of))
+		texts = append(texts, s.leftOut(left, t.Of))
 	}
 	if t.Differ > 0 {
 		texts = append(texts, fmt.Sprintf("%d of %d answers differ in length, %s has %.1f tokens on average and %s %.1f: decode, sampling, detokenize and the total hold different work; --ignore-eos makes them equal",
 			t.Differ, t.Pairs, ref.backend, float64(t.NativeTokens)/float64(t.Pairs), s.backend, float64(t.ServerTokens)/float64(t.Pairs)))
 	}
+	busy := func(c measure.Cell) bool { return c.Busy }
+	if slices.ContainsFunc(ref.group.Cells, busy) || slices.ContainsFunc(s.group.Cells, busy) {
+		texts = append(texts, "the machine was busy with something else: a difference may be its doing")
+	}
 	if s.load.Concurrency > 1 {
-		texts = append(texts, fmt.Sprintf("beside other requests waiting is booked in different places: %s counts other requests' prompts, while this one decodes, as queue; the server has them in its prompt_ms and predicted_ms. Totals are alike, parts are not quite", ref.backend))
+		texts = append(texts, fmt.Sprintf("beside other requests waiting is booked in different places: %s counts batches without tokens of this request as queue, the server has them in prompt_ms and predicted_ms. The totals compare like with like, the parts do not quite", ref.backend))
 	}
 	return texts
 }
