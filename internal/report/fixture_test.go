@@ -178,11 +178,11 @@ func (f *fixture) record(cell results.Cell, c cellSpec, p pace, i, worker int, s
 		r.Phases = bench.Phases{Tokenize: 45_000, Queue: 3_000, Prefill: prefill, Decode: decode, Sampling: sampling, Detokenize: 90_000}
 	} else {
 		r.Counted = bench.CountUsage
-		r.FirstByte = start + p.overhead/2
+		r.Sent, r.FirstByte = start+30_000, start+p.overhead/2
 		if c.mode == "stream" {
 			r.FirstLine = marks[0].T
 		}
-		r.Server = bench.Server{PromptTokens: prompt, OutputTokens: n, Prefill: prefill, Decode: decode + sampling}
+		r.Server = bench.Server{PromptTokens: prompt, OutputTokens: n, Prefill: prefill, Decode: t - marks[0].T}
 	}
 	if i < 0 { // a warm-up that would show if it were counted
 		r.End += 60_000 * ms
@@ -275,7 +275,7 @@ func stretch(r *results.Record, num, den int64) {
 	for i := range r.Marks {
 		r.Marks[i].T = at(r.Marks[i].T)
 	}
-	r.FirstByte, r.FirstLine, r.End = at(r.FirstByte), at(r.FirstLine), at(r.End)
+	r.Sent, r.FirstByte, r.FirstLine, r.End = at(r.Sent), at(r.FirstByte), at(r.FirstLine), at(r.End)
 	p := r.Phases
 	r.Phases = bench.Phases{Tokenize: scale(p.Tokenize), Queue: scale(p.Queue), Prefill: scale(p.Prefill), Decode: scale(p.Decode), Sampling: scale(p.Sampling), Detokenize: scale(p.Detokenize)}
 	r.Server.Prefill, r.Server.Decode = scale(r.Server.Prefill), scale(r.Server.Decode)

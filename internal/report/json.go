@@ -110,6 +110,7 @@ type jsonSeat struct {
 	Notes    []string                  `json:"notes"`
 	Metrics  map[string]jsonEstimate   `json:"metrics"`
 	Versus   map[string]jsonRatio      `json:"versus_reference,omitempty"`
+	Tax      *jsonTax                  `json:"tax,omitempty"`
 }
 
 // jsonEstimate is a metric of one backend under one load; a field that is
@@ -233,6 +234,7 @@ func (s *seat) json() jsonSeat {
 		Notes: append(orEmpty(s.summary.Notes), s.remarks...), Metrics: map[string]jsonEstimate{},
 	}
 	ref := s.ref()
+	j.Tax = s.taxJSON()
 	for _, e := range s.summary.Estimates {
 		out := jsonEstimate{
 			N: e.N, Median: known(e.Median), Lo: known(e.Lo), Hi: known(e.Hi), Mean: known(e.Mean), Min: known(e.Min), Max: known(e.Max),

@@ -132,26 +132,36 @@ func shares(parts []float64) []string {
 		}
 		return out
 	}
-	tenths, left := make([]int, len(parts)), 1000
-	rest := make([]float64, len(parts))
+	exact := make([]float64, len(parts))
 	for i, p := range parts {
-		exact := 1000 * p / total
-		tenths[i] = int(math.Floor(exact))
-		rest[i] = exact - math.Floor(exact)
-		left -= tenths[i]
+		exact[i] = 1000 * p / total
 	}
-	for ; left > 0; left-- {
+	for i, t := range apportion(exact) {
+		out[i] = fmt.Sprintf("%.1f%%", float64(t)/10)
+	}
+	return out
+}
+
+// apportion rounds numbers to whole ones that add up to their rounded sum: what
+// rounding down leaves goes to those it took most from.
+func apportion(exact []float64) []int {
+	out, rest, sum := make([]int, len(exact)), make([]float64, len(exact)), 0.0
+	floors := 0
+	for i, x := range exact {
+		sum += x
+		out[i] = int(math.Floor(x))
+		rest[i] = x - math.Floor(x)
+		floors += out[i]
+	}
+	for left := int(math.Round(sum)) - floors; left > 0; left-- {
 		best := 0
 		for i := range rest {
 			if rest[i] > rest[best] {
 				best = i
 			}
 		}
-		tenths[best]++
+		out[best]++
 		rest[best] = -1
-	}
-	for i, t := range tenths {
-		out[i] = fmt.Sprintf("%.1f%%", float64(t)/10)
 	}
 	return out
 }

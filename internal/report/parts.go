@@ -159,7 +159,8 @@ func samePrompts(loads []*load, backend, ref, key string) bool {
 	return true
 }
 
-// phases says where each backend's time goes, as far as it tells.
+// phases says where each backend's time goes, as far as it tells, where no table
+// of taxes does.
 func (v *runView) phases() (all []section) {
 	type account struct {
 		probe, title, lead string
@@ -184,7 +185,7 @@ func (v *runView) phases() (all []section) {
 			}
 			for _, l := range v.loads {
 				for _, s := range l.seats {
-					if s.backend == b && s.summary.Get(a.probe).Known() {
+					if s.backend == b && !s.taxed() && s.summary.Get(a.probe).Known() {
 						g.rows = append(g.rows, s.phaseRows(v.loadName(l), a.keys)...)
 					}
 				}

@@ -71,6 +71,9 @@ func (p *printer) section(s section) {
 		p.blank()
 	}
 	p.facts(s.facts)
+	if len(s.facts) > 0 && len(s.grids) > 0 {
+		p.blank()
+	}
 	for i, g := range s.grids {
 		if i > 0 {
 			p.blank()
