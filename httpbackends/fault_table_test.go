@@ -82,7 +82,7 @@ type fault struct {
 	spoil   func(*backend)  // no connection can be opened
 	class   bench.Class     // OK: the answer is whole
 	want    string          // part of the message
-	events  int             // with content, seen before
+	events  int             // with content, seen before; -1: any number (a reset may overtake what was sent)
 	after   time.Duration   // RetryAfter, or more
 	warns   []bench.Warning // of a whole answer
 }
@@ -94,7 +94,7 @@ var faults = []fault{
 	{name: "closes in the header", stream: true, answer: raw("HTTP/1.1 200 OK\r\nContent-"), class: bench.Reset, want: "before the answer was whole"},
 	{name: "closes in mid-stream", stream: true, answer: raw(streamHead + chunk(event(" w", 1))), class: bench.Reset, want: "before the answer was whole", events: 1},
 	{name: "closes in a sync body", answer: raw("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"choices\""), class: bench.Reset, want: "before the answer was whole"},
-	{name: "resets in mid-stream", stream: true, answer: reset(streamHead + chunk(event(" w", 1))), class: bench.Reset},
+	{name: "resets in mid-stream", stream: true, answer: reset(streamHead + chunk(event(" w", 1))), class: bench.Reset, events: -1},
 	{name: "ends the stream early", stream: true, answer: streamOf(event(" w", 1), event(" w", 2)), class: bench.Truncated, want: "after 2 events with content, without its end mark", events: 2},
 	{name: "ends after finish without [DONE]", stream: true, answer: streamOf(event(" w", 1), last("length", 1)), class: bench.Truncated, want: "without its end mark", events: 1},
 	{name: "ends a stream without length early", stream: true, answer: raw("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + event(" w", 1)), class: bench.Truncated, events: 1},
@@ -140,6 +140,8 @@ var faults = []fault{
 		c.write("%s", chunk("data: "+strings.Repeat("x", 5<<20)))
 		c.close = true
 	}, class: bench.Malformed, want: "bytes long"},
+	{name: "content without end", stream: true, answer: forever(streamHead, repeatedly(event(" w", 1))), class: bench.Malformed, want: "more than any answer", events: -1},
+	{name: "content trickles without end", stream: true, timeout: true, answer: forever(streamHead, chunk(event(" w", 1))), class: bench.Timeout, want: "events with content: the time limit passed", events: -1},
 	{name: "comments without end", stream: true, answer: forever(streamHead, repeatedly(": ping\n\n")), class: bench.Malformed, want: "more than any answer"},
 	{name: "empty events without end", stream: true, answer: forever(streamHead, repeatedly("data: {}\n\n")), class: bench.Malformed, want: "more than any answer"},
 	{name: "a line without end", stream: true, answer: forever(streamHead+chunk("data: "), repeatedly("x")), class: bench.Malformed, want: "a line of the stream is over"},

@@ -244,6 +244,40 @@ func TestGenerateAllocatesNothingPerToken(t *testing.T) {
 	}
 }
 
+// A stream that is too slow for its limits fails; the slot is good again after.
+func TestContentLimits(t *testing.T) {
+	slow := openFake(t, "step_us=50000,prompt_us=20000", 1)
+	for _, c := range []struct {
+		limits bench.Limits
+		stream bool
+		want   string
+	}{
+		{bench.Limits{FirstToken: 10 * time.Millisecond}, true, "no content within 10ms (limit --first-token-timeout)"},
+		{bench.Limits{Gap: 10 * time.Millisecond}, true, "no content for 10ms (limit --token-timeout), after 1 events"},
+		{bench.Limits{FirstToken: time.Minute, Gap: time.Minute}, true, ""},
+		{bench.Limits{FirstToken: time.Nanosecond, Gap: time.Nanosecond}, false, ""},
+	} {
+		c.limits.PromptBytes = 100
+		s, err := slow.NewSession(c.limits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Prepare(request("a prompt", 4, c.stream)); err != nil {
+			t.Fatal(err)
+		}
+		tr := bench.NewTrace(4)
+		err = s.Generate(context.Background(), tr)
+		switch {
+		case c.want == "" && err != nil:
+			t.Errorf("%+v: %v", c.limits, err)
+		case c.want != "" && (bench.ClassOf(err) != bench.Timeout || !strings.Contains(err.Error(), c.want)):
+			t.Errorf("%+v: class %q, %v", c.limits, bench.ClassOf(err), err)
+		}
+		s.Close()
+	}
+	generate(t, seat(t, slow), request("a prompt", 2, true))
+}
+
 func TestSessionsTakeAndReturnSlots(t *testing.T) {
 	e := openFake(t, "", 2)
 	a, b := seat(t, e), seat(t, e)

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"time"
 	"unsafe"
 
 	"github.com/nativebench/nativebench/internal/bench"
@@ -32,6 +33,8 @@ type session struct {
 	msg    message
 	stream bool
 	ready  bool
+
+	first, gap time.Duration // bench.Limits; 0: none
 }
 
 var _ bench.Session = (*session)(nil)
@@ -43,7 +46,7 @@ func (e *Engine) NewSession(l bench.Limits) (bench.Session, error) {
 	if len(e.free) == 0 {
 		return nil, fmt.Errorf("native: all %d slots have a session: open the engine with as many slots as workers", e.info.Slots)
 	}
-	s := &session{e: e, slot: C.int32_t(e.free[len(e.free)-1]), msg: newMessage()}
+	s := &session{e: e, slot: C.int32_t(e.free[len(e.free)-1]), msg: newMessage(), first: l.FirstToken, gap: l.Gap}
 	e.free = e.free[:len(e.free)-1]
 	s.req = (*C.nb_request)(C.calloc(1, C.sizeof_nb_request))
 	s.res = (*C.nb_result)(C.calloc(1, C.sizeof_nb_result))
@@ -125,8 +128,19 @@ func (s *session) Generate(ctx context.Context, tr *bench.Trace) error {
 		seen = 0
 	}
 	st := C.nb_status(C.NB_OK)
+	late := "" // the limit that passed
 	for {
-		st = C.api_wait(api, h, s.slot, seen, -1, s.res, s.msg.buf, errLen)
+		left := C.int64_t(-1)
+		if s.stream && late == "" {
+			left = s.left(tr)
+		}
+		st = C.api_wait(api, h, s.slot, seen, left, s.res, s.msg.buf, errLen)
+		if st == C.NB_TIMEOUT {
+			late = s.limit(tr)
+			seen = math.MaxInt32
+			C.api_cancel(api, h, s.slot)
+			continue
+		}
 		if st != C.NB_OK || s.res.finish != C.NB_RUNNING {
 			break
 		}
@@ -137,6 +151,8 @@ func (s *session) Generate(ctx context.Context, tr *bench.Trace) error {
 	switch {
 	case st != C.NB_OK:
 		return s.failure(st)
+	case s.res.finish == C.NB_FINISH_CANCELLED && late != "":
+		return bench.Fail(bench.Timeout, "native: %s", late)
 	case s.res.finish == C.NB_FINISH_CANCELLED && errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return bench.Fail(bench.Timeout, "native: the time limit of the request passed after %d tokens", tr.OutputTokens)
 	case s.res.finish == C.NB_FINISH_CANCELLED:
@@ -145,6 +161,27 @@ func (s *session) Generate(ctx context.Context, tr *bench.Trace) error {
 		return bench.Fail(bench.Empty, "native: the answer has no text (%d tokens)", tr.OutputTokens)
 	}
 	return nil
+}
+
+// left is for how many ns from now a stream may go on without content; -1: no
+// limit.
+func (s *session) left(tr *bench.Trace) C.int64_t {
+	since, limit := tr.LastToken(), s.gap
+	if since == 0 {
+		since, limit = tr.Start, s.first
+	}
+	if limit == 0 {
+		return -1
+	}
+	return C.int64_t(max(0, since+int64(limit)-bench.Now()))
+}
+
+// limit says which limit of left has passed.
+func (s *session) limit(tr *bench.Trace) string {
+	if len(tr.Marks) == 0 {
+		return fmt.Sprintf("no content within %v (limit --first-token-timeout): raise the limit", s.first)
+	}
+	return fmt.Sprintf("no content for %v (limit --token-timeout), after %d events with content: raise the limit", s.gap, tr.Events)
 }
 
 // cursor is how far an answer has been marked.

@@ -30,7 +30,8 @@ func small(backends, out string, more ...string) []string {
 
 func TestCompareMakesAWholeRun(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "a", "run")
-	code, stdout, stderr := invoke(t, small("fake,twin", out, "--mode", "stream", "--concurrency", "1,3", "--repeat", "2")...)
+	code, stdout, stderr := invoke(t, small("fake,twin", out, "--mode", "stream", "--concurrency", "1,3", "--repeat", "2",
+		"--first-token-timeout", "50s", "--token-timeout", "40s", "--retries", "3")...)
 	if code != exitOK {
 		t.Fatalf("status %d: %s", code, stderr)
 	}
@@ -61,7 +62,8 @@ func TestCompareMakesAWholeRun(t *testing.T) {
 	}
 	m := run.Manifest
 	var p plan.Plan
-	if err := m.DecodePlan(&p); err != nil || p.Repeats != 2 || len(p.Concurrency) != 2 {
+	if err := m.DecodePlan(&p); err != nil || p.Repeats != 2 || len(p.Concurrency) != 2 ||
+		p.FirstTokenTimeout != 50*time.Second || p.TokenTimeout != 40*time.Second || p.Retries != 3 {
 		t.Errorf("plan %+v, %v", p, err)
 	}
 	if len(m.Backends) != 2 || m.Environment.Cores < 1 || m.Tool.GoVersion == "" || m.Clock.MonotonicNS == 0 {

@@ -47,8 +47,7 @@ type Limits struct {
 	OutputTokens int // largest Sampling.MaxTokens
 
 	// Time limits of a streamed answer beside that of the whole request, which
-	// is the context's; 0: none. A backend in process, where no peer can fall
-	// silent, may leave them to the context.
+	// is the context's; 0: none. One that passes is a failure of class Timeout.
 	FirstToken time.Duration // from the start until the first content
 	Gap        time.Duration // from content until the next, or until the end of the answer
 }

@@ -109,6 +109,24 @@ func TestCutOffRequestsAreNotFailed(t *testing.T) {
 	}
 }
 
+// What was sent again is said, and is in no number nor ratio.
+func TestRetriedRequestsAreSaid(t *testing.T) {
+	run := answersRun(func(r *results.Record) {
+		if r.Index == 7 {
+			r.Retries, r.Earlier = 2, []bench.Class{bench.Busy, bench.Reset}
+		}
+	})
+	out := string(write(t, func(b *bytes.Buffer) error { return Terminal(b, []*results.Run{run}, Options{}) }))
+	for _, want := range []string{"16 ok (2 retried)", "2 of 16 requests succeeded only after a retry", "14 of 16 requests"} {
+		if !strings.Contains(strings.Join(strings.Fields(out), " "), want) {
+			t.Errorf("%q is not said:\n%s", want, out)
+		}
+	}
+	if js := string(write(t, func(b *bytes.Buffer) error { return JSON(b, []*results.Run{run}, Options{}) })); !strings.Contains(js, `"retried": 2`) {
+		t.Error("JSON does not say it")
+	}
+}
+
 // TestMachineFormatsQualify: what a reader needs to judge a number is in its row,
 // and JSON compares runs as the terminal does.
 func TestMachineFormatsQualify(t *testing.T) {

@@ -154,12 +154,12 @@ func (s *seat) status(ref *seat, n *notebook) field {
 		return field{main: strings.TrimSpace("no result " + n.refs(s.prefixed(s.trouble))), tone: alarm}
 	}
 	f := field{main: fmt.Sprintf("%d ok", s.summary.OK), tone: faint}
+	if n := s.summary.Retried; n > 0 {
+		f.main += fmt.Sprintf(" (%d retried)", n)
+	}
 	if bad := s.summary.Requests - s.summary.OK; bad > 0 {
 		f.main += fmt.Sprintf(", %d failed", bad)
 		f.tone = alarm
-	}
-	if n := s.summary.Retried; n > 0 {
-		f.main += fmt.Sprintf(", %d of them retried", n)
 	}
 	if n := s.summary.CutOff; n > 0 {
 		f.main += fmt.Sprintf(", %d cut off", n)
