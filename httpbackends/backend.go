@@ -121,6 +121,11 @@ func Open(ctx context.Context, cfg Config) (bench.Backend, error) {
 	return b, nil
 }
 
+// CheckEndpoint says what is wrong with the URL of a server's endpoint.
+func CheckEndpoint(row Server, endpoint string) error {
+	return (&backend{cfg: Config{Server: row}}).parse(endpoint)
+}
+
 // parse takes the endpoint apart.
 func (b *backend) parse(endpoint string) error {
 	u, err := url.Parse(endpoint)

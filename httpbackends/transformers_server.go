@@ -12,13 +12,13 @@ import (
 // speaks vLLM's form of the OpenAI protocol.
 func transformersServer() Server {
 	return Server{
-		Name:     "transformers",
-		Engine:   "Transformers",
-		Dialect:  OpenAICompletions{},
-		Route:    "/v1/completions",
-		Health:   "/health",
-		Tokens:   true,
-		Fields:   transformersFields,
+		Name:    "transformers",
+		Engine:  "Transformers",
+		Dialect: OpenAICompletions{},
+		Route:   "/v1/completions",
+		Health:  "/health",
+		Tokens:  true,
+		Fields:  transformersFields,
 		Notes: []string{
 			"it works on one request at a time: the others wait, and their waiting is in their time to the first token",
 		},

@@ -35,7 +35,7 @@ python=$(find_python)
 
 root=${NATIVEBENCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nativebench}/python
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-pins=$(cat "$name.in" "$name.txt" ../python-env.sh 2>/dev/null | sha256sum | cut -c1-12)
+pins=$({ cat "$name.in" "$name.txt" ../python-env.sh 2>/dev/null || true; } | sha256sum | cut -c1-12)
 dir=$root/$name-$pins-py$version
 mkdir -p "$root"
 exec 9>"$root/$name.lock"

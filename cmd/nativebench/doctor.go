@@ -77,7 +77,10 @@ func doctorChecks(known registry) []doctorCheck {
 		{"machine", "clock", false, lookClock},
 	}
 	for _, b := range known {
-		checks = append(checks, doctorCheck{"engine", b.name, true, lookBackend(b)})
+		if b.server != nil && b.server.Program == "" {
+			continue // only at an --endpoint: nothing of it is here
+		}
+		checks = append(checks, doctorCheck{"engine", b.name, b.server == nil || b.server.Python == "", lookBackend(b)})
 	}
 	return append(checks,
 		doctorCheck{"engine", "vocabularies", true, lookVocabularies},
@@ -269,6 +272,9 @@ func lookBackend(b backend) func(patient) (verdict, string, string) {
 			return verdictMissing, oneLine(err), "the local baseline is left out: only servers can be measured"
 		case b.name == "native":
 			return verdictMissing, oneLine(err), "without it there is no local baseline to compare with"
+		}
+		if b.server != nil && b.server.Python != "" {
+			return verdictMissing, oneLine(err), "without it this server cannot be started here"
 		}
 		return verdictMissing, oneLine(err), "without it compare has no served side"
 	}

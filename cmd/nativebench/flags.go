@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -9,10 +10,11 @@ import (
 )
 
 const (
-	flagsWhat   = "What is asked"
-	flagsHow    = "How it is measured"
-	flagsModel  = "Model and engine (the same for native and llama-server)"
-	flagsOutput = "Output"
+	flagsWhat    = "What is asked"
+	flagsHow     = "How it is measured"
+	flagsModel   = "Model and engine (the same for native and llama-server)"
+	flagsServers = "Servers"
+	flagsOutput  = "Output"
 )
 
 // planFlags are the flags that make a plan. Their defaults are those of
@@ -27,6 +29,12 @@ func planFlags() []cli.Flag {
 		&cli.IntSliceFlag{Name: "prompt-tokens", Category: flagsWhat, Usage: "context sweep instead of tasks: prompts of exactly so many tokens; `N,…` for example 32,64,128,256,512"},
 		&cli.StringFlag{Name: "prompts", Category: flagsWhat, Usage: "`FILE`: your own prompts, as JSON lines with \"prompt\", or a ShareGPT file"},
 		&cli.IntFlag{Name: "max-tokens", Category: flagsWhat, Usage: "cap of output tokens; 0: the sampling table's, in a sweep 32"},
+		&cli.StringSliceFlag{Name: "endpoint", Category: flagsServers, Usage: "`NAME=URL`: drive that server of kind NAME, which runs already, instead of starting one; adds NAME to --backends"},
+		&cli.StringSliceFlag{Name: "served-model", Category: flagsServers, Usage: "`NAME=MODEL`: what the server at --endpoint NAME calls the model, if it serves several"},
+		&cli.StringSliceFlag{Name: "api-key-env", Category: flagsServers, Usage: "`NAME=VARIABLE`: environment variable with the API key of --endpoint NAME; the key itself is kept nowhere"},
+		&cli.StringFlag{Name: "route", Category: flagsServers, Value: "completions", Usage: "`ROUTE`: completions (the prompt is rendered here, so that all get the same text), chat (the server renders it)"},
+		&cli.BoolFlag{Name: "prefix-cache", Category: flagsServers, Usage: "let servers reuse the KV cache of earlier prompts"},
+		&cli.BoolFlag{Name: "insecure", Category: flagsServers, Usage: "do not verify TLS certificates of endpoints"},
 		&cli.BoolFlag{Name: "ignore-eos", Category: flagsWhat, Usage: "go on past end-of-sequence until the cap: answers of equal length"},
 		&cli.Uint64Flag{Name: "seed", Category: flagsWhat, Value: d.Seed, Usage: "of the choice of prompts and of sampling; at most 2147483647"},
 
@@ -100,6 +108,23 @@ func applyOneFlag(c *cli.Context, name string, p *plan.Plan) {
 		p.PromptFile = absolute(c.String(name))
 	case "max-tokens":
 		p.MaxTokens = c.Int(name)
+	case "endpoint":
+		p.Endpoints = pairs(c.StringSlice(name))
+		for _, pair := range c.StringSlice(name) {
+			if backend, _, _ := strings.Cut(pair, "="); backend != "" && !slices.Contains(p.Backends, backend) {
+				p.Backends = append(slices.Clone(p.Backends), backend)
+			}
+		}
+	case "served-model":
+		p.ServedModels = pairs(c.StringSlice(name))
+	case "api-key-env":
+		p.KeyVariables = pairs(c.StringSlice(name))
+	case "route":
+		p.Route = c.String(name)
+	case "prefix-cache":
+		p.PrefixCache = c.Bool(name)
+	case "insecure":
+		p.Insecure = c.Bool(name)
 	case "ignore-eos":
 		p.IgnoreEOS = c.Bool(name)
 	case "seed":
@@ -143,6 +168,17 @@ func applyOneFlag(c *cli.Context, name string, p *plan.Plan) {
 	}
 }
 
+// pairs takes NAME=VALUE apart; what has no "=" gets the value "", which
+// checkServers refuses.
+func pairs(list []string) map[string]string {
+	m := map[string]string{}
+	for _, pair := range list {
+		name, value, _ := strings.Cut(pair, "=")
+		m[name] = value
+	}
+	return m
+}
+
 func names[S ~string](list []S) []string {
 	out := make([]string, len(list))
 	for i, s := range list {
@@ -163,6 +199,7 @@ func modelKeys() string {
 func weightFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "weights", Category: flagsModel, Value: "synthetic", Usage: "`WHERE`: a GGUF file, or \"synthetic\" for random weights of the real shape, written once into the cache"},
+		&cli.StringFlag{Name: "hf-dir", Category: flagsModel, Usage: "`DIR`: the weights of --weights as a Hugging Face directory, for the servers that want one (vllm, transformers)"},
 		&cli.StringFlag{Name: "dtype", Category: flagsModel, Value: "f16", Usage: "`TYPE`: of synthetic weights: f16, f32, bf16"},
 		&cli.StringFlag{Name: "engine-dir", Category: flagsModel, Usage: "`DIR`: where the engine library and llama-server are", DefaultText: "$NATIVEBENCH_ENGINE_DIR, or engine/ beside this program"},
 	}

@@ -37,7 +37,7 @@ func (s *setup) newManifest(args []string) (*results.Manifest, error) {
 			WallNS: time.Now().UnixNano(), MonotonicNS: bench.Now(), BootID: bootID(),
 		},
 	}
-	notes := s.plan.Notes()
+	notes := s.notes()
 	for _, c := range s.cells {
 		m.Cells = append(m.Cells, results.Cell{
 			ID: c.ID(), Load: c.Load(), Backend: c.Backend, Model: c.Model, Task: c.Task, Mode: string(c.Mode),
@@ -149,7 +149,7 @@ func (s *setup) header(w io.Writer, todo []int) {
 		row("engine", "%s", line)
 	}
 	row("machine", "%s, %d cores, %s of memory (%s free)", s.machine.CPU, s.machine.Cores, gib(s.machine.Memory.TotalBytes), gib(s.machine.Memory.AvailableBytes))
-	for _, note := range append(slices.Clone(s.machine.Warnings), s.plan.Notes()...) {
+	for _, note := range append(slices.Clone(s.machine.Warnings), s.notes()...) {
 		row("note", "%s", note)
 	}
 	row("results", "%s", filepath.Clean(s.out))
@@ -175,7 +175,7 @@ func (s *setup) engineLines() (lines []string) {
 			continue
 		}
 		e := s.engine.Resolve(s.slots(), m.context)
-		line := fmt.Sprintf("threads %d (prefill %d), slots %d of %d tokens, batch %d/%d, KV %s: the same for all backends",
+		line := fmt.Sprintf("threads %d (prefill %d), slots %d of %d tokens, batch %d/%d, KV %s: the same for all llama.cpp backends",
 			e.Threads, e.BatchThreads, s.slots(), e.Context, e.Batch, e.UBatch, e.CacheType)
 		if !slices.Contains(lines, line) {
 			lines = append(lines, line)

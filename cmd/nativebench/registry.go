@@ -4,13 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/nativebench/nativebench/httpbackends"
 	"github.com/nativebench/nativebench/internal/bench"
-	"github.com/nativebench/nativebench/internal/launch"
 	"github.com/nativebench/nativebench/internal/plan"
 	"github.com/nativebench/nativebench/internal/results"
 	"github.com/nativebench/nativebench/native"
@@ -25,6 +22,7 @@ type backend struct {
 	about string
 	// holdsWeights: it loads the model's file into this machine's memory.
 	holdsWeights bool
+	server       *httpbackends.Server // its row, if it is a server; nil otherwise
 	// check says, before anything is started, why it cannot work here and what
 	// to do.
 	check func(engineDir string) error
@@ -45,6 +43,14 @@ type place struct {
 	slots     int // requests at once, the most that the plan asks for
 	context   int // tokens per slot
 	log       string
+
+	// Of servers:
+	endpoint    string // of one that runs already; "": it is started here
+	servedModel string // name to ask that one for; "": what it has
+	keyVariable string
+	chat        bool
+	prefixCache bool
+	insecure    bool
 }
 
 // settings are those that an engine at this place is started with.
@@ -70,16 +76,11 @@ type seat struct {
 	stop    func(context.Context) error
 }
 
-// backends returns the rows. A row of httpbackends with a Program is taken up
-// by itself if that program lies in the engine directory and loads a GGUF file
-// onto this machine, as all of them do now; a server that is found elsewhere or
-// holds its weights in another form needs a function like serverBackend.
+// backends returns the rows: the engine in process, and every server.
 func backends() registry {
 	rows := registry{nativeBackend()}
 	for _, s := range httpbackends.Servers() {
-		if s.Program != "" && s.Python == "" {
-			rows = append(rows, serverBackend(s))
-		}
+		rows = append(rows, serverBackend(s))
 	}
 	return rows
 }
@@ -127,84 +128,4 @@ func nativeBackend() backend {
 			return e, nil
 		},
 	}
-}
-
-// serverBackend is a server that is started here, kept while cells use it, and
-// stopped at the end.
-func serverBackend(row httpbackends.Server) backend {
-	program := func(engineDir string) (string, error) {
-		path := filepath.Join(engineDir, row.Program)
-		if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
-			return path, nil
-		}
-		// $PATH is not searched: a server of another build would be compared.
-		return "", fmt.Errorf("%s: no program %s in %s: run `make engine` to build it, set %s to its folder, or choose other --backends", row.Name, row.Program, engineDir, native.EnvDir)
-	}
-	return backend{
-		name:         row.Name,
-		about:        fmt.Sprintf("%s behind its HTTP server, started and stopped by nativebench", row.Engine),
-		holdsWeights: true,
-		check:        func(engineDir string) error { _, err := program(engineDir); return err },
-		ready: func(ctx context.Context, p place) (*seat, error) {
-			bin, err := program(p.engineDir)
-			if err != nil {
-				return nil, err
-			}
-			e := p.engine
-			start := httpbackends.Start{
-				Bin: bin, Model: p.weights.Path, Name: p.model.Key,
-				Slots: p.slots, Context: p.context, Batch: e.Batch, UBatch: e.UBatch, PrefillChunk: e.PrefillChunk,
-				Threads: e.Threads, BatchThreads: e.BatchThreads, GPULayers: e.GPULayers,
-				FlashAttn: e.FlashAttn, CacheType: e.CacheType,
-			}
-			var argv []string
-			spec := launch.Spec{
-				Name: row.Name, LogPath: p.log, Health: row.Health,
-				Argv: func(port int) ([]string, error) {
-					start.Port = port
-					argv, err = row.Argv(start)
-					return argv, err
-				},
-			}
-			if row.Environ != nil {
-				spec.Env = row.Environ(start, os.Environ())
-			}
-			server, err := launch.Start(ctx, spec)
-			if err != nil {
-				return nil, err
-			}
-			return &seat{
-				spec: serverSpec{
-					Endpoint: server.Endpoint(), Model: p.model.Key,
-					Weights: p.weights.Path, Synthetic: p.weights.Synthetic,
-				},
-				entry: results.Backend{
-					Command: argv, Endpoint: server.Endpoint(), Log: p.log,
-					StartNS: server.StartToReady().Nanoseconds(), Settings: p.settings(),
-				},
-				pids:    server.Root,
-				died:    server.Done(),
-				exit:    server.Exit,
-				lastLog: server.LastLog,
-				stop:    server.Stop,
-			}, nil
-		},
-		open: func(ctx context.Context, spec json.RawMessage, _ func(float64)) (bench.Backend, error) {
-			var at serverSpec
-			if err := json.Unmarshal(spec, &at); err != nil {
-				return nil, err
-			}
-			return httpbackends.Open(ctx, httpbackends.Config{
-				Server: row, Endpoint: at.Endpoint, Model: at.Model, Weights: at.Weights, Synthetic: at.Synthetic,
-			})
-		},
-	}
-}
-
-// serverSpec is what the child must know of a server that the parent started.
-type serverSpec struct {
-	Endpoint  string `json:"endpoint"`
-	Model     string `json:"model"`
-	Weights   string `json:"weights"`
-	Synthetic bool   `json:"synthetic"`
 }

@@ -42,7 +42,7 @@ func resumeSetup(c *cli.Context, known registry) (*setup, error) {
 			changed = append(changed, "--"+name)
 		}
 	}
-	for _, name := range []string{"weights", "dtype"} {
+	for _, name := range []string{"weights", "dtype", "hf-dir"} {
 		if c.IsSet(name) {
 			changed = append(changed, "--"+name)
 		}
@@ -51,13 +51,13 @@ func resumeSetup(c *cli.Context, known registry) (*setup, error) {
 		return nil, refuse("--resume %s: %s would change what that run measures; leave that away, or start a new run", dir, strings.Join(changed, ", "))
 	}
 	s.plan = p
-	s.resumedPaths = map[string]string{}
+	s.resumedPaths, s.resumedDirs = map[string]string{}, map[string]string{}
 	for _, m := range run.Manifest.Models {
 		if _, err := os.Stat(m.Path); err != nil && m.Synthetic {
 			s.weights, s.dtype = synthetic, strings.ToLower(m.DType) // they can be written again
 			continue
 		}
-		s.resumedPaths[m.Key] = m.Path
+		s.resumedPaths[m.Key], s.resumedDirs[m.Key] = m.Path, m.HFPath
 	}
 	return s, nil
 }

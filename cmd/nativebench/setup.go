@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"github.com/nativebench/nativebench/httpbackends"
 	"github.com/nativebench/nativebench/internal/plan"
 	"github.com/nativebench/nativebench/internal/results"
 	"github.com/nativebench/nativebench/internal/telemetry"
@@ -31,6 +33,7 @@ type setup struct {
 
 	engineDir string
 	weights   string // "synthetic" or a path
+	hfDir     string // the same as a Hugging Face directory; "": none
 	dtype     string // of synthetic weights
 	out       string
 	format    string
@@ -38,6 +41,7 @@ type setup struct {
 
 	resumed      *results.Run      // what is there already; nil for a new run
 	resumedPaths map[string]string // the weights it began with, by model
+	resumedDirs  map[string]string // the same as Hugging Face directories
 	machine      telemetry.Machine
 	models       map[string]*model // by key; of backends that hold weights
 	prompts      promptBook
@@ -47,7 +51,7 @@ type setup struct {
 func newSetup(c *cli.Context, known registry, base plan.Plan) *setup {
 	s := &setup{
 		known: known, plan: base,
-		engineDir: c.String("engine-dir"), weights: c.String("weights"), dtype: c.String("dtype"),
+		engineDir: c.String("engine-dir"), weights: c.String("weights"), hfDir: absolute(c.String("hf-dir")), dtype: c.String("dtype"),
 		out: c.String("out"), format: c.String("format"), yes: c.Bool("yes"),
 	}
 	applyPlanFlags(c, &s.plan)
@@ -93,9 +97,15 @@ func (s *setup) check() error {
 		if err != nil {
 			return usageError{err}
 		}
+		if s.plan.Endpoints[name] != "" {
+			continue
+		}
 		if err := b.check(s.engineDir); err != nil {
 			return usageError{err}
 		}
+	}
+	if err := s.checkServers(); err != nil {
+		return err
 	}
 	return s.checkWeights()
 }
@@ -146,7 +156,7 @@ func (s *setup) backendsInUse() (rows []backend) {
 
 // holders are the backends that load the weights on this machine.
 func (s *setup) holders() (rows []backend) {
-	return slices.DeleteFunc(s.backendsInUse(), func(b backend) bool { return !b.holdsWeights })
+	return slices.DeleteFunc(s.backendsInUse(), func(b backend) bool { return !b.holdsWeights || s.plan.Endpoints[b.name] != "" })
 }
 
 // slots is how many requests a backend serves at once: the same for all, and
@@ -199,15 +209,98 @@ func (s *setup) checkMemory() error {
 	}
 	for _, key := range s.plan.Models {
 		m := s.models[key]
-		engines := int64(len(s.holders()))
+		engines, python := int64(len(s.holders())), int64(len(s.wantDirectory()))
+		engines -= python
 		each := m.cacheBytes(s.slots(), s.engine) + m.bufferBytes(s.engine)
-		need := m.weightBytes() + engines*each
+		// These compute in f32 on a CPU and share nothing: a copy of the weights
+		// for each, PyTorch, and a cache of their own.
+		eachPython := 4*m.shape.Params + pythonBytes + max(2*m.cacheBytes(s.slots(), s.engine), 1<<30)
+		need := engines*each + python*eachPython
+		if engines > 0 {
+			need += m.weightBytes()
+		}
 		if need > free {
-			return refuse("%s needs about %s of memory (weights %s, and for each of %d engines %s of KV cache and buffers at %d slots of %d tokens), but %s is free: lower --concurrency or --ctx, free memory, or give --yes to try",
-				key, gib(need), gib(m.weightBytes()), engines, gib(each), s.slots(), m.context, gib(free))
+			more := ""
+			if python > 0 {
+				more = fmt.Sprintf("; for each of %d servers in Python %s: weights of 4 bytes, the program, its cache", python, gib(eachPython))
+			}
+			return refuse("%s needs about %s of memory (weights %s, and for each of %d engines %s of KV cache and buffers at %d slots of %d tokens%s), but %s is free: lower --concurrency or --ctx, free memory, or give --yes to try",
+				key, gib(need), gib(m.weightBytes()), engines, gib(each), s.slots(), m.context, more, gib(free))
 		}
 	}
 	return nil
+}
+
+// pythonBytes is what a server in Python holds besides the model.
+const pythonBytes = 3 << 29
+
+// wantDirectory are the holders that load a Hugging Face directory.
+func (s *setup) wantDirectory() []backend {
+	return slices.DeleteFunc(s.holders(), func(b backend) bool {
+		return b.server == nil || b.server.Weights != httpbackends.HuggingFace
+	})
+}
+
+// checkServers refuses endpoints and routes that cannot be had.
+func (s *setup) checkServers() error {
+	for _, of := range []struct {
+		flag string
+		m    map[string]string
+	}{{"endpoint", s.plan.Endpoints}, {"served-model", s.plan.ServedModels}, {"api-key-env", s.plan.KeyVariables}} {
+		for _, name := range slices.Sorted(maps.Keys(of.m)) {
+			value := of.m[name]
+			b, err := s.known.find(name)
+			switch {
+			case err != nil:
+				return refuse("--%s: %w", of.flag, err)
+			case value == "":
+				return refuse("--%s %s: nothing follows; write %s=…", of.flag, name, name)
+			case b.server == nil:
+				return refuse("--%s %s: %s runs in process and has no endpoint", of.flag, name, name)
+			case of.flag == "endpoint":
+				if err := httpbackends.CheckEndpoint(*b.server, value); err != nil {
+					return refuse("--endpoint: %w", err)
+				}
+			case s.plan.Endpoints[name] == "":
+				return refuse("--%s %s: it goes with --endpoint %s=URL", of.flag, name, name)
+			case of.flag == "api-key-env" && os.Getenv(value) == "":
+				return refuse("--api-key-env %s=%s: that variable is not set", name, value)
+			}
+		}
+	}
+	switch s.plan.Route {
+	case "", "completions", "chat":
+	default:
+		return refuse("--route %s: choose completions or chat", s.plan.Route)
+	}
+	for _, b := range s.backendsInUse() {
+		switch {
+		case b.server == nil:
+		case s.plan.Route == "chat" && b.server.ChatRoute == "":
+			return refuse("--route chat: %s has no chat route; choose other --backends", b.name)
+		case b.server.NoIgnoreEOS && (s.plan.IgnoreEOS || s.plan.Sweep()):
+			return refuse("%s cannot go on past end-of-sequence, which --ignore-eos and --prompt-tokens need: choose other --backends", b.name)
+		case s.plan.Endpoints[b.name] != "" && len(s.plan.Models) > 1:
+			return refuse("--endpoint %s serves one model, but %d are asked for (%s): name one --model", b.name, len(s.plan.Models), strings.Join(s.plan.Models, ", "))
+		}
+	}
+	return nil
+}
+
+// notes are what must be known of the plan on this machine.
+func (s *setup) notes() []string {
+	notes := s.plan.Notes()
+	if list := s.wantDirectory(); len(list) > 0 && !hasGPU() {
+		var names []string
+		for _, b := range list {
+			names = append(names, b.name)
+		}
+		notes = append(notes, fmt.Sprintf("%s: computing in float32, which is what they do best on a CPU; native and llama-server compute with %s weights", strings.Join(names, ", "), strings.ToUpper(s.dtype)))
+	}
+	if s.plan.Route == "chat" {
+		notes = append(notes, "servers were asked through their chat route and rendered the prompts by their own templates; native got the prompts rendered here")
+	}
+	return notes
 }
 
 func gib(bytes int64) string {

@@ -39,6 +39,15 @@ func (s *setup) checkWeights() error {
 		return refuse("--weights %s is one model, but %d are asked for (%s): name one --model", s.weights, len(s.plan.Models), strings.Join(s.plan.Models, ", "))
 	}
 	for _, key := range s.plan.Models {
+		if list := s.wantDirectory(); len(list) > 0 && s.pathOf(key) != "" {
+			dir := s.directoryOf(key)
+			if dir == "" {
+				return refuse("--weights %s: %s loads a Hugging Face directory, not a GGUF file; give the same weights as --hf-dir DIR, or choose other --backends", s.weights, list[0].name)
+			}
+			if _, err := os.Stat(filepath.Join(dir, "config.json")); err != nil {
+				return refuse("--hf-dir %s: it has no config.json (%w); give a Hugging Face model directory", dir, err)
+			}
+		}
 		if path := s.pathOf(key); path != "" {
 			if _, err := s.inspect(key, path); err != nil {
 				return err
@@ -59,6 +68,15 @@ func (s *setup) pathOf(key string) string {
 		return ""
 	}
 	return s.weights
+}
+
+// directoryOf is the Hugging Face directory of a model's weights; "" if there
+// is none, or it lies beside synthetic ones in the cache.
+func (s *setup) directoryOf(key string) string {
+	if dir := s.resumedDirs[key]; dir != "" {
+		return dir
+	}
+	return s.hfDir
 }
 
 // inspect reads a GGUF file's header and refuses one that cannot serve as the
@@ -113,13 +131,13 @@ func roundUp(n, step int) int { return (n + step - 1) / step * step }
 // findModel gives the model's weights: the user's file, or synthetic ones from
 // the cache, where they are written the first time.
 func (s *setup) findModel(ctx context.Context, key string, show *liveLine) (*model, error) {
-	path, want := s.pathOf(key), ""
+	path, want, dir := s.pathOf(key), "", s.directoryOf(key)
 	if path == "" {
 		made, err := writeSynthetic(ctx, s.synthSpec(key), show)
 		if err != nil {
 			return nil, err
 		}
-		path, want = made.GGUF, made.SHA256
+		path, want, dir = made.GGUF, made.SHA256, made.HFDir
 	}
 	m, err := s.inspect(key, path)
 	if err != nil {
@@ -130,6 +148,7 @@ func (s *setup) findModel(ctx context.Context, key string, show *liveLine) (*mod
 	if m.file.SHA256, m.file.Bytes, err = hashFile(path); err != nil {
 		return nil, err
 	}
+	m.file.HFPath = dir
 	if want != "" && m.file.SHA256 != want {
 		return nil, refuse("the synthetic weights in %s are damaged: delete that directory, it will be written again", filepath.Dir(path))
 	}

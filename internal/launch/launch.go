@@ -34,7 +34,11 @@ type Spec struct {
 	Port         int           // 0: a free one
 	Health       string        // URL path that answers 200 once it is ready
 	ReadyTimeout time.Duration // 0: 5 minutes
-	Grace        time.Duration // between asking and killing in Stop; 0: 5 seconds
+	// Ready, if not nil, is asked once Health has answered, at the server's
+	// base URL: a server may answer before it can do its work. Its error is
+	// Start's.
+	Ready func(ctx context.Context, endpoint string) error
+	Grace time.Duration // between asking and killing in Stop; 0: 5 seconds
 }
 
 // Server is a server that was started and found ready. Its methods may be
@@ -59,7 +63,8 @@ func (e *portTaken) Error() string { return fmt.Sprintf("port %d is taken", e.po
 // logLines is how many of the log's last lines an error quotes.
 const logLines = 12
 
-// Start starts the server and returns when its health path answers 200. On any
+// Start starts the server and returns when its health path answers 200 and
+// Spec.Ready, if there is one, returns nil. On any
 // error nothing is left running; the error quotes the end of the log. The
 // server must be stopped with Stop, even if it has ended by itself.
 //
@@ -128,7 +133,13 @@ func start(ctx context.Context, spec Spec, port int) (*Server, error) {
 		return nil, fmt.Errorf("cannot start %s: %w", spec.Name, err)
 	}
 	s.guard = startGuard(s.cmd.Process.Pid)
-	if err := s.await(ctx); err != nil {
+	err = s.await(ctx)
+	if err == nil && spec.Ready != nil {
+		limited, cancel := context.WithTimeout(ctx, spec.ReadyTimeout)
+		err = spec.Ready(limited, s.Endpoint())
+		cancel()
+	}
+	if err != nil {
 		// The log is read before Stop adds the server's farewell to it.
 		last := s.LastLog(logLines)
 		if stopErr := s.Stop(context.WithoutCancel(ctx)); stopErr != nil {
@@ -268,8 +279,9 @@ func (s *Server) Endpoint() string {
 // Port returns where the server listens.
 func (s *Server) Port() int { return s.port }
 
-// StartToReady returns how long it took from starting the process to the first
-// good answer of its health path.
+// StartToReady returns how long it took from starting the process until it was
+// ready: the first good answer of its health path and, where there is one, the
+// end of Spec.Ready.
 func (s *Server) StartToReady() time.Duration { return s.ready }
 
 // Done is closed when the server's process has ended, asked or not.

@@ -39,6 +39,19 @@ type Plan struct {
 	MaxTokens int `json:"max_tokens,omitempty"`
 	// IgnoreEOS makes every answer MaxTokens long.
 	IgnoreEOS bool `json:"ignore_eos"`
+	// Endpoints are URLs, by backend, of servers that run already; KeyVariables
+	// the environment variables that hold their API keys; ServedModels the names
+	// under which they serve the model, where that is not the only one.
+	Endpoints    map[string]string `json:"endpoints,omitempty"`
+	KeyVariables map[string]string `json:"key_variables,omitempty"`
+	ServedModels map[string]string `json:"served_models,omitempty"`
+	// Route is what servers are asked through: "completions", with the prompt
+	// rendered here, or "chat", where the server renders it. "" is completions.
+	Route string `json:"route,omitempty"`
+	// PrefixCache lets servers reuse the KV cache of earlier prompts.
+	PrefixCache bool `json:"prefix_cache,omitempty"`
+	// Insecure takes any TLS certificate.
+	Insecure bool `json:"insecure,omitempty"`
 	// PromptFile is a user's own prompts in place of the built-in ones.
 	PromptFile string `json:"prompt_file,omitempty"`
 

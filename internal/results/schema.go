@@ -97,6 +97,7 @@ type Model struct {
 	Key       string `json:"key"`
 	HubID     string `json:"hub_id,omitempty"`
 	Path      string `json:"path"`
+	HFPath    string `json:"hf_path,omitempty"` // Hugging Face directory of the same weights
 	SHA256    string `json:"sha256"`
 	Bytes     int64  `json:"bytes"`
 	DType     string `json:"dtype"`

@@ -1,0 +1,266 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nativebench/nativebench/httpbackends"
+	"github.com/nativebench/nativebench/internal/bench"
+	"github.com/nativebench/nativebench/internal/launch"
+	"github.com/nativebench/nativebench/internal/results"
+	"github.com/nativebench/nativebench/native"
+	"github.com/nativebench/nativebench/scripts"
+)
+
+// readyTimeout bounds the start of a server: vLLM compiles for a minute and
+// more before it answers.
+const readyTimeout = 10 * time.Minute
+
+// pythonVar names, with a Python environment's name appended in capitals, the
+// variable that holds another directory of it.
+const pythonVar = "NATIVEBENCH_PYTHON_"
+
+// serverBackend is a server of that row: one that runs already, if the plan has
+// an endpoint for it, or one that is started here, kept while cells use it, and
+// stopped at the end.
+func serverBackend(row httpbackends.Server) backend {
+	about := fmt.Sprintf("%s behind its HTTP server, started and stopped by nativebench", row.Engine)
+	switch {
+	case row.Program == "":
+		about = fmt.Sprintf("%s that runs already: give --endpoint %s=URL", row.Engine, row.Name)
+	case row.Python != "":
+		about = fmt.Sprintf("%s, started in its Python environment (scripts/python-env.sh %s)", row.Engine, row.Python)
+	}
+	return backend{
+		name:         row.Name,
+		about:        about,
+		holdsWeights: row.Program != "",
+		server:       &row,
+		check:        func(engineDir string) error { _, err := programOf(row, engineDir); return err },
+		ready: func(ctx context.Context, p place) (*seat, error) {
+			if p.endpoint != "" {
+				return attach(ctx, row, p)
+			}
+			return launchServer(ctx, row, p)
+		},
+		open: func(ctx context.Context, spec json.RawMessage, _ func(float64)) (bench.Backend, error) {
+			var at serverSpec
+			if err := json.Unmarshal(spec, &at); err != nil {
+				return nil, err
+			}
+			return httpbackends.Open(ctx, at.config(row))
+		},
+	}
+}
+
+// serverSpec is what the process of a cell must know of a server. It holds no
+// secret: a key is read from the environment.
+type serverSpec struct {
+	Endpoint    string `json:"endpoint"`
+	Model       string `json:"model,omitempty"` // name to ask for; "": what the server has
+	Weights     string `json:"weights,omitempty"`
+	Synthetic   bool   `json:"synthetic,omitempty"`
+	Launched    bool   `json:"launched,omitempty"`
+	Chat        bool   `json:"chat,omitempty"`
+	PrefixCache bool   `json:"prefix_cache,omitempty"`
+	Insecure    bool   `json:"insecure,omitempty"`
+	Context     int    `json:"context,omitempty"`
+	KeyVariable string `json:"key_variable,omitempty"` // environment variable with the API key
+}
+
+func (s serverSpec) config(row httpbackends.Server) httpbackends.Config {
+	return httpbackends.Config{
+		Server: row, Endpoint: s.Endpoint, Model: s.Model, Weights: s.Weights, Synthetic: s.Synthetic,
+		Launched: s.Launched, Chat: s.Chat, PrefixCache: s.PrefixCache, Insecure: s.Insecure, Context: s.Context,
+		APIKey: os.Getenv(s.KeyVariable), // of "" there is none
+	}
+}
+
+// attach makes a seat at a server that runs already, if it can generate.
+func attach(ctx context.Context, row httpbackends.Server, p place) (*seat, error) {
+	spec := serverSpec{
+		Endpoint: p.endpoint, Model: p.servedModel, Chat: p.chat, PrefixCache: p.prefixCache,
+		Insecure: p.insecure, KeyVariable: p.keyVariable, Context: p.context,
+	}
+	if err := oneToken(ctx, spec.config(row)); err != nil {
+		return nil, err
+	}
+	return &seat{
+		spec:  spec,
+		entry: results.Backend{Endpoint: p.endpoint},
+		// Its processes are not known: it may run on another machine.
+		pids: func() []int { return nil },
+	}, nil
+}
+
+// launchServer starts a server and waits until it has made a token.
+func launchServer(ctx context.Context, row httpbackends.Server, p place) (*seat, error) {
+	bin, err := programOf(row, p.engineDir)
+	if err != nil {
+		return nil, err
+	}
+	e := p.engine
+	start := httpbackends.Start{
+		Bin: bin, Model: p.weights.Path, Name: p.model.Key, PrefixCache: p.prefixCache,
+		Slots: p.slots, Context: p.context, Batch: e.Batch, UBatch: e.UBatch, PrefillChunk: e.PrefillChunk,
+		Threads: e.Threads, BatchThreads: e.BatchThreads, GPULayers: e.GPULayers,
+		FlashAttn: e.FlashAttn, CacheType: e.CacheType,
+	}
+	settings := p.settings()
+	if row.Weights == httpbackends.HuggingFace {
+		start.Model, settings = p.weights.HFPath, nil // the row's command line says what it is given
+		if start.Script, err = transformersScript(); err != nil {
+			return nil, err
+		}
+		if !hasGPU() {
+			start.GPULayers, start.DType = 0, cpuType
+		}
+	}
+	spec := serverSpec{
+		Model: p.model.Key, Weights: start.Model, Synthetic: p.weights.Synthetic, Launched: true,
+		Chat: p.chat, PrefixCache: p.prefixCache, Context: p.context,
+	}
+	var argv []string
+	how := launch.Spec{
+		Name: row.Name, LogPath: p.log, Health: row.Health, ReadyTimeout: readyTimeout,
+		Argv: func(port int) ([]string, error) {
+			start.Port = port
+			argv, err = row.Argv(start)
+			return argv, err
+		},
+		Ready: func(ctx context.Context, endpoint string) error {
+			spec.Endpoint = endpoint
+			return oneToken(ctx, spec.config(row))
+		},
+	}
+	if row.Environ != nil {
+		how.Env = row.Environ(start, os.Environ())
+	}
+	server, err := launch.Start(ctx, how)
+	if err != nil {
+		return nil, err
+	}
+	return &seat{
+		spec: spec,
+		entry: results.Backend{
+			Command: argv, Endpoint: server.Endpoint(), Log: p.log,
+			StartNS: server.StartToReady().Nanoseconds(), Settings: settings,
+		},
+		pids:    server.Root,
+		died:    server.Done(),
+		exit:    server.Exit,
+		lastLog: server.LastLog,
+		stop:    server.Stop,
+	}, nil
+}
+
+// oneToken asks a server for one token: a health route may answer long before
+// the model does.
+func oneToken(ctx context.Context, cfg httpbackends.Config) error {
+	b, err := httpbackends.Open(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	s, err := b.NewSession(bench.Limits{PromptBytes: 16, PromptTokens: 16, OutputTokens: 1})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	const hello = "Hello"
+	req := &bench.Request{Prompt: hello, Message: hello, Sampling: bench.Sampling{TopP: 1, MaxTokens: 1, Seed: 1}}
+	if err := s.Prepare(req); err != nil {
+		return err
+	}
+	if err := s.Generate(ctx, bench.NewTrace(1)); err != nil && bench.ClassOf(err) != bench.Empty {
+		// Empty: the one token was end-of-sequence, or a part of a character.
+		return fmt.Errorf("%s answers, but makes no token: %w", cfg.Server.Name, err)
+	}
+	return nil
+}
+
+// cpuType is in what servers of Hugging Face weights compute on a CPU: many
+// have no fast kernels for f16 there.
+const cpuType = "f32"
+
+// hasGPU tells whether there is an NVIDIA GPU for PyTorch to find.
+func hasGPU() bool {
+	found, _ := filepath.Glob("/dev/nvidia[0-9]*")
+	return len(found) > 0
+}
+
+// programOf finds the program of a row. $PATH is not searched: a server of
+// another build would be compared.
+func programOf(row httpbackends.Server, engineDir string) (string, error) {
+	dir, advice := engineDir, fmt.Sprintf("run `make engine` to build it, set %s to its folder", native.EnvDir)
+	switch {
+	case row.Program == "":
+		return "", fmt.Errorf("%s is not started by nativebench: give --endpoint %s=URL of one that runs, or choose other --backends", row.Name, row.Name)
+	case row.Python != "":
+		dir = pythonDir(row.Python)
+		advice = fmt.Sprintf("run `scripts/python-env.sh %s` to make that Python environment, set %s to another's folder, give --endpoint %s=URL of one that runs", row.Python, pythonVariable(row.Python), row.Name)
+		dir = filepath.Join(dir, "bin")
+	}
+	path := filepath.Join(dir, row.Program)
+	if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
+		return path, nil
+	}
+	return "", fmt.Errorf("%s: no program %s in %s: %s, or choose other --backends", row.Name, row.Program, dir, advice)
+}
+
+func pythonVariable(env string) string { return pythonVar + strings.ToUpper(env) }
+
+// pythonDir is where scripts/python-env.sh keeps an environment.
+func pythonDir(env string) string {
+	if dir := os.Getenv(pythonVariable(env)); dir != "" {
+		return dir
+	}
+	root := os.Getenv("NATIVEBENCH_CACHE")
+	if root == "" {
+		cache, err := os.UserCacheDir()
+		if err != nil {
+			return filepath.Join("python", env) // which is not there: the refusal says what to do
+		}
+		root = filepath.Join(cache, "nativebench")
+	}
+	return filepath.Join(root, "python", env)
+}
+
+// transformersScript writes our Transformers server into the cache and returns
+// its path, which is another for another version of it.
+func transformersScript() (string, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("the Transformers server needs a cache directory: %w; set XDG_CACHE_HOME", err)
+	}
+	sum := sha256.Sum256(scripts.TransformersServer)
+	dir := filepath.Join(cache, "nativebench", "scripts")
+	path := filepath.Join(dir, "transformers_server-"+hex.EncodeToString(sum[:6])+".py")
+	if have, err := os.ReadFile(path); err == nil && slices.Equal(have, scripts.TransformersServer) {
+		return path, nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("the Transformers server: %w", err)
+	}
+	temp, err := os.CreateTemp(dir, ".new-*")
+	if err != nil {
+		return "", fmt.Errorf("the Transformers server: %w", err)
+	}
+	_, err = temp.Write(scripts.TransformersServer)
+	if err = errors.Join(err, temp.Close()); err == nil {
+		err = os.Rename(temp.Name(), path)
+	}
+	if err != nil {
+		return "", errors.Join(fmt.Errorf("the Transformers server: %w", err), os.Remove(temp.Name()))
+	}
+	return path, nil
+}
