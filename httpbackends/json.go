@@ -28,6 +28,14 @@ func (s *scanner) fail() { s.bad, s.i = true, len(s.b) }
 
 // peek returns the first byte of the next value or punctuation; 0 at the end.
 func (s *scanner) peek() byte {
+	if s.i < len(s.b) && s.b[s.i] > ' ' { // nearly always
+		return s.b[s.i]
+	}
+	return s.pass()
+}
+
+// pass is peek where there may be white space.
+func (s *scanner) pass() byte {
 	for s.i < len(s.b) {
 		switch c := s.b[s.i]; c {
 		case ' ', '\t', '\n', '\r':
