@@ -62,6 +62,11 @@ fuzz: ## every fuzz target for FUZZTIME each (default 20s)
 speed: build ## the engine against llama-bench and llama-batched-bench of the same build, in turns
 	scripts/speed.sh
 
+.PHONY: cost
+cost: ## what the HTTP client costs and how far its times are off, against a server that knows the truth
+	@mkdir -p bin
+	@scripts/cost.sh $(ARGS)
+
 .PHONY: clean
 clean: ## bin/ (the cache stays; `rm -r $(CACHE)` removes it too)
 	rm -rf bin

@@ -28,6 +28,14 @@ func (s *scanner) fail() { s.bad, s.i = true, len(s.b) }
 
 // peek returns the first byte of the next value or punctuation; 0 at the end.
 func (s *scanner) peek() byte {
+	if s.i < len(s.b) && s.b[s.i] > ' ' { // nearly always
+		return s.b[s.i]
+	}
+	return s.pass()
+}
+
+// pass is peek where there may be white space.
+func (s *scanner) pass() byte {
 	for s.i < len(s.b) {
 		switch c := s.b[s.i]; c {
 		case ' ', '\t', '\n', '\r':
@@ -132,30 +140,39 @@ func (s *scanner) text() (raw []byte, ok bool) {
 		s.skip()
 		return nil, false
 	}
-	s.i++
-	start := s.i
-	for s.i < len(s.b) {
-		switch c := s.b[s.i]; {
-		case c == '"':
-			s.i++
-			return s.b[start : s.i-1], true
-		case c < ' ':
-			s.fail()
-			return nil, false
-		case c == '\\':
-			n := escapeLen(s.b[s.i:])
-			if n == 0 {
-				s.fail()
-				return nil, false
-			}
-			s.i += n
-		default:
-			s.i++
+	start := s.i + 1
+	b := s.b
+	for i := start; i < len(b); {
+		c := b[i]
+		if !special[c] {
+			i++
+			continue
 		}
+		if c == '"' {
+			s.i = i + 1
+			return b[start:i], true
+		}
+		n := 0
+		if c == '\\' {
+			n = escapeLen(b[i:])
+		}
+		if n == 0 {
+			break
+		}
+		i += n
 	}
 	s.fail()
 	return nil, false
 }
+
+// special are the bytes that do not stand for themselves inside a string.
+var special = func() (t [256]bool) {
+	for c := range byte(' ') {
+		t[c] = true
+	}
+	t['"'], t['\\'] = true, true
+	return t
+}()
 
 // escapeLen returns the length of the escape at the start of b, 0 if it is no
 // good one.
@@ -178,52 +195,73 @@ func escapeLen(b []byte) int {
 
 // number consumes the next value and returns it if it is a number.
 func (s *scanner) number() (x float64, ok bool) {
-	c := s.peek()
-	if c != '-' && (c < '0' || c > '9') {
-		s.skip()
+	raw := s.numeral()
+	if raw == nil {
 		return 0, false
 	}
-	start := s.i
-	digits := func() bool {
-		from := s.i
-		for s.i < len(s.b) && '0' <= s.b[s.i] && s.b[s.i] <= '9' {
-			s.i++
-		}
-		return s.i > from
+	x, err := strconv.ParseFloat(unsafe.String(&raw[0], len(raw)), 64)
+	return x, err == nil
+}
+
+// numeral consumes the next value and returns its text if it is a number; nil
+// if it is something else.
+func (s *scanner) numeral() []byte {
+	if c := s.peek(); c != '-' && (c < '0' || c > '9') {
+		s.skip()
+		return nil
 	}
-	at := func(c byte) bool { return s.i < len(s.b) && s.b[s.i] == c }
-	if at('-') {
-		s.i++
+	b, i := s.b, s.i
+	if b[i] == '-' {
+		i++
 	}
 	good := true
-	if at('0') {
-		s.i++
+	if i < len(b) && b[i] == '0' {
+		i++
 	} else {
-		good = digits()
+		i, good = digits(b, i)
 	}
-	if good && at('.') {
-		s.i++
-		good = digits()
+	if good && i < len(b) && b[i] == '.' {
+		i, good = digits(b, i+1)
 	}
-	if good && (at('e') || at('E')) {
-		s.i++
-		if at('+') || at('-') {
-			s.i++
+	if good && i < len(b) && (b[i] == 'e' || b[i] == 'E') {
+		i++
+		if i < len(b) && (b[i] == '+' || b[i] == '-') {
+			i++
 		}
-		good = digits()
+		i, good = digits(b, i)
 	}
 	if !good {
 		s.fail()
-		return 0, false
+		return nil
 	}
-	x, err := strconv.ParseFloat(unsafe.String(&s.b[start], s.i-start), 64)
-	return x, err == nil
+	raw := b[s.i:i]
+	s.i = i
+	return raw
+}
+
+// digits returns where the digits from b[i] on end, and whether there are any.
+func digits(b []byte, i int) (end int, ok bool) {
+	from := i
+	for i < len(b) && '0' <= b[i] && b[i] <= '9' {
+		i++
+	}
+	return i, i > from
 }
 
 // count consumes the next value and returns it if it is a number of things.
 func (s *scanner) count() (n int, ok bool) {
-	x, ok := s.number()
-	if !ok || x < 0 || x > 1<<31-1 || x != float64(int(x)) {
+	raw := s.numeral()
+	if raw == nil {
+		return 0, false
+	}
+	if end, _ := digits(raw, 0); end == len(raw) && end < 10 { // nearly always
+		for _, c := range raw {
+			n = n*10 + int(c-'0')
+		}
+		return n, true
+	}
+	x, err := strconv.ParseFloat(unsafe.String(&raw[0], len(raw)), 64)
+	if err != nil || x < 0 || x > 1<<31-1 || x != float64(int(x)) {
 		return 0, false
 	}
 	return int(x), true
@@ -255,7 +293,7 @@ func (s *scanner) skip() {
 	case c == '"':
 		s.text()
 	case c == '-' || '0' <= c && c <= '9':
-		s.number()
+		s.numeral()
 	case c == 't':
 		s.word("true")
 	case c == 'f':
@@ -282,8 +320,10 @@ func appendText(dst, raw []byte) []byte {
 		c := raw[i]
 		if c != '\\' {
 			if c < utf8.RuneSelf {
-				dst = append(dst, c)
-				i++
+				from := i
+				for i++; i < len(raw) && raw[i] < utf8.RuneSelf && raw[i] != '\\'; i++ {
+				}
+				dst = append(dst, raw[from:i]...)
 				continue
 			}
 			r, n := utf8.DecodeRune(raw[i:])
