@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"github.com/nativebench/nativebench/internal/launch"
 	"github.com/nativebench/nativebench/internal/plan"
 	"github.com/nativebench/nativebench/internal/results"
+	"github.com/nativebench/nativebench/internal/telemetry"
 	"github.com/nativebench/nativebench/native"
 )
 
@@ -68,6 +70,7 @@ type seat struct {
 	exit    func() string   // how it ended; may be nil
 	lastLog func(n int) []string
 	stop    func(context.Context) error
+	metrics telemetry.Probe // what the server says of itself
 }
 
 // backends returns the rows. A row of httpbackends with a Program is taken up
@@ -173,7 +176,16 @@ func serverBackend(row httpbackends.Server) backend {
 			if err != nil {
 				return nil, err
 			}
+			scraper, err := httpbackends.NewScraper(httpbackends.Config{Server: row, Endpoint: server.Endpoint()})
+			if err != nil {
+				return nil, errors.Join(err, server.Stop(ctx))
+			}
+			var metrics telemetry.Probe
+			if scraper != nil {
+				metrics = scraper
+			}
 			return &seat{
+				metrics: metrics,
 				spec: serverSpec{
 					Endpoint: server.Endpoint(), Model: p.model.Key,
 					Weights: p.weights.Path, Synthetic: p.weights.Synthetic,

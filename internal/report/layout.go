@@ -19,6 +19,7 @@ func (d *document) sections() (all []section) {
 		all = append(all, v.tasks()...)
 		all = append(all, v.sweeps()...)
 		all = append(all, v.phases()...)
+		all = append(all, v.servers()...)
 		all = append(all, v.memory()...)
 		all = append(all, v.about()...)
 	}
