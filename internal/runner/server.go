@@ -52,6 +52,7 @@ type Client struct {
 	OutputTokens int   // -1: not known of every request
 	FirstStart   int64 // when the first began
 	LastEnd      int64
+	WarmupEnd    int64 // when the last of the warm-up ended; 0: there was none
 }
 
 // Note takes one request into account; the zero Client has seen none.
@@ -60,6 +61,9 @@ func (c *Client) Note(r *results.Record) {
 		c.FirstStart = r.Start
 	}
 	c.LastEnd = max(c.LastEnd, r.End)
+	if r.Warmup {
+		c.WarmupEnd = max(c.WarmupEnd, r.End)
+	}
 	exact := r.Counted != bench.CountNone && r.Counted != bench.CountTokenizer
 	switch {
 	case c.OutputTokens < 0:
@@ -81,7 +85,7 @@ func (w *Watcher) Server(window [2]int64, client Client) (*results.ServerUse, []
 		warnings = append(warnings, "telemetry: "+e)
 	}
 	log := &w.server.log
-	use := results.ServerUse(log.Server(window))
+	use := results.ServerUse(log.Server(window, client.WarmupEnd))
 	if use.Scrapes == 0 || window[1] <= window[0] {
 		return nil, warnings
 	}

@@ -28,8 +28,9 @@ type ServerUse struct {
 // window, without those at its edges: there the server has just got its first
 // requests, or has none left. A counter is that of the last scrape of all,
 // since the server does nothing for us after the window and counters may lag,
-// less that of the scrape nearest to the window's beginning.
-func (l *Log) Server(window [2]int64) ServerUse {
+// less that of the scrape nearest to the window's beginning, which must be from
+// after settled, when the warm-up's last request ended.
+func (l *Log) Server(window [2]int64, settled int64) ServerUse {
 	of := func(name string) []point { return l.series[seriesKey{ServerSubject, name}] }
 	scrapes := of("scrape_seconds")
 	u := ServerUse{
@@ -45,7 +46,7 @@ func (l *Log) Server(window [2]int64) ServerUse {
 	}
 	u.ScrapeSeconds = total / float64(len(scrapes))
 
-	before := nearest(scrapes, window[0])
+	before := nearest(inside(scrapes, [2]int64{settled, window[1]}), window[0])
 	level := func(name string) []point {
 		in := inside(of(name), window)
 		if len(in) > 0 && in[0].t == before {
@@ -86,8 +87,11 @@ func (l *Log) Rise(name string, from, to int64) (rise, last float64, ok bool) {
 	return last - s[0].v, last, true
 }
 
-// nearest returns the time of the sample nearest to t.
+// nearest returns the time of the sample nearest to t; -1: there is none.
 func nearest(s []point, t int64) int64 {
+	if len(s) == 0 {
+		return -1
+	}
 	best := s[0].t
 	for _, p := range s {
 		if max(p.t-t, t-p.t) < max(best-t, t-best) {
