@@ -19,7 +19,7 @@ func serverColumns() []serverColumn {
 	number := func(v float64) field { return field{main: fixed(v, 0)} }
 	return []serverColumn{
 		{"running", average, func(u *results.ServerUse) float64 { return u.RunningMean }, func(v float64) field { return field{main: fixed(v, 1)} }},
-		{"most", highest, func(u *results.ServerUse) float64 { return u.RunningMax }, number},
+		{"most running", highest, func(u *results.ServerUse) float64 { return u.RunningMax }, number},
 		{"most waiting", highest, func(u *results.ServerUse) float64 { return u.WaitingMax }, number},
 		{"in its queue", average, func(u *results.ServerUse) float64 { return u.QueueMeanSeconds }, func(v float64) field {
 			return field{main: fixed(1e3*v, decimals([]float64{1e3 * v})), aside: "ms"}
@@ -30,7 +30,7 @@ func serverColumns() []serverColumn {
 		{"prefix hits", inAll, func(u *results.ServerUse) float64 { return float64(u.PrefixHits) }, number},
 		{"preempted", inAll, func(u *results.ServerUse) float64 { return float64(u.Preemptions) }, number},
 		{"scrapes", inAll, func(u *results.ServerUse) float64 { return float64(u.Scrapes) }, number},
-		{"each", average, func(u *results.ServerUse) float64 { return u.ScrapeSeconds }, func(v float64) field {
+		{"per scrape", average, func(u *results.ServerUse) float64 { return u.ScrapeSeconds }, func(v float64) field {
 			return field{main: fixed(1e3*v, decimals([]float64{1e3 * v})), aside: "ms"}
 		}},
 	}

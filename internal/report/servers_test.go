@@ -33,12 +33,12 @@ func TestServersShowWhatIsKnown(t *testing.T) {
 		t.Fatal("the fixture has no server that tells")
 		return nil
 	}
-	if want := []string{"", "running", "most", "most waiting", "prefix hits", "scrapes", "each"}; !slices.Equal(heads(), want) {
+	if want := []string{"", "running", "most running", "most waiting", "prefix hits", "scrapes", "per scrape"}; !slices.Equal(heads(), want) {
 		t.Errorf("%q, want %q", heads(), want)
 	}
 	u := use()
 	u.KVCacheUsedMax, u.QueueMeanSeconds, u.Preemptions, u.WaitingMax = 0.25, 0.0123, 2, -1
-	if want := []string{"", "running", "most", "in its queue", "KV cache", "prefix hits", "preempted", "scrapes", "each"}; !slices.Equal(heads(), want) {
+	if want := []string{"", "running", "most running", "in its queue", "KV cache", "prefix hits", "preempted", "scrapes", "per scrape"}; !slices.Equal(heads(), want) {
 		t.Errorf("%q, want %q", heads(), want)
 	}
 	rows := section()[0].grids[0].rows
