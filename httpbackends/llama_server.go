@@ -36,6 +36,7 @@ func llamaServer() Server {
 			{"requests_waiting", []string{"llamacpp:requests_deferred"}},
 			{"kv_cache_used_ratio", []string{"llamacpp:kv_cache_usage_ratio"}}, // until 2025
 			{"prompt_tokens_total", []string{"llamacpp:prompt_tokens_total"}},
+			{"prefix_cache_hits_total", []string{"llamacpp:prompt_tokens_cached_total"}},
 			{"output_tokens_total", []string{"llamacpp:tokens_predicted_total"}},
 			{"prefill_seconds_sum", []string{"llamacpp:prompt_seconds_total"}},
 			{"decode_seconds_sum", []string{"llamacpp:tokens_predicted_seconds_total"}},

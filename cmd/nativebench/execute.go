@@ -144,6 +144,7 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 	var watch *runner.Watcher
 	var keepErr error // of the manifest
 	failed := 0
+	var client runner.Client
 	warmups, measured := c.Warmup*c.Concurrency, runner.Measured(c) // still to come
 	drain, release := x.drainFor(seat)
 	defer release()
@@ -157,7 +158,7 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 				own := []int{pid}
 				roots = func() []int { return own }
 			}
-			watch = runner.Watch(job.ID, roots, x.w.Sample)
+			watch = runner.Watch(job.ID, roots, seat.metrics, x.w.Sample)
 		},
 		Loading: func(share float64) { x.show.phase(fmt.Sprintf("loading the model, %.0f %%", 100*share)) },
 		Info: func(info bench.Info) {
@@ -179,6 +180,7 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 			if r.Class != bench.OK && !r.Warmup {
 				failed++
 			}
+			client.Note(r)
 			x.show.request(r.Warmup)
 			return x.w.Request(r)
 		},
@@ -189,6 +191,12 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 		use, busy, watchErr := watch.Stop(ev.WindowNS, x.machine.Cores)
 		ev.Host = use
 		ev.Warnings = append(ev.Warnings, busy...)
+		if ev.State != results.CellDone {
+			client.OutputTokens = -1 // the server may have made more
+		}
+		said, remarks := watch.Server(ev.WindowNS, client)
+		ev.Server = said
+		ev.Warnings = append(ev.Warnings, remarks...)
 		keepErr = firstError(keepErr, watchErr)
 	}
 	if gone := seat.ended(failed > 0); gone != "" {

@@ -10,6 +10,7 @@ import (
 	"github.com/nativebench/nativebench/internal/bench"
 	"github.com/nativebench/nativebench/internal/plan"
 	"github.com/nativebench/nativebench/internal/results"
+	"github.com/nativebench/nativebench/internal/telemetry"
 	"github.com/nativebench/nativebench/native"
 )
 
@@ -74,6 +75,7 @@ type seat struct {
 	exit    func() string   // how it ended; may be nil
 	lastLog func(n int) []string
 	stop    func(context.Context) error
+	metrics telemetry.Probe // what the server says of itself
 }
 
 // backends returns the rows: the engine in process, and every server.

@@ -17,6 +17,7 @@ import (
 	"github.com/nativebench/nativebench/internal/bench"
 	"github.com/nativebench/nativebench/internal/launch"
 	"github.com/nativebench/nativebench/internal/results"
+	"github.com/nativebench/nativebench/internal/telemetry"
 	"github.com/nativebench/nativebench/native"
 	"github.com/nativebench/nativebench/scripts"
 )
@@ -94,9 +95,14 @@ func attach(ctx context.Context, row httpbackends.Server, p place) (*seat, error
 	if err := oneToken(ctx, spec.config(row)); err != nil {
 		return nil, err
 	}
+	metrics, err := metricsOf(spec.config(row))
+	if err != nil {
+		return nil, err
+	}
 	return &seat{
-		spec:  spec,
-		entry: results.Backend{Endpoint: p.endpoint},
+		spec:    spec,
+		entry:   results.Backend{Endpoint: p.endpoint},
+		metrics: metrics,
 		// Its processes are not known: it may run on another machine.
 		pids: func() []int { return nil },
 	}, nil
@@ -149,8 +155,13 @@ func launchServer(ctx context.Context, row httpbackends.Server, p place) (*seat,
 	if err != nil {
 		return nil, err
 	}
+	metrics, err := metricsOf(spec.config(row))
+	if err != nil {
+		return nil, errors.Join(err, server.Stop(ctx))
+	}
 	return &seat{
-		spec: spec,
+		spec:    spec,
+		metrics: metrics,
 		entry: results.Backend{
 			Command: argv, Endpoint: server.Endpoint(), Log: p.log,
 			StartNS: server.StartToReady().Nanoseconds(), Settings: settings,
@@ -161,6 +172,15 @@ func launchServer(ctx context.Context, row httpbackends.Server, p place) (*seat,
 		lastLog: server.LastLog,
 		stop:    server.Stop,
 	}, nil
+}
+
+// metricsOf asks a server about itself; nil where it does not tell.
+func metricsOf(cfg httpbackends.Config) (telemetry.Probe, error) {
+	scraper, err := httpbackends.NewScraper(cfg)
+	if scraper == nil || err != nil {
+		return nil, err // not a probe that is a nil pointer
+	}
+	return scraper, nil
 }
 
 // oneToken asks a server for one token: a health route may answer long before

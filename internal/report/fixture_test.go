@@ -133,6 +133,13 @@ func (f *fixture) add(c cellSpec) {
 		}
 	} else {
 		end.FirstConnNS = 210_000
+		if end.State == results.CellDone && c.backend == "llama-server" {
+			n := int64(c.requests)
+			end.Server = &results.ServerUse{
+				Scrapes: 9, RunningMax: float64(c.concurrency), RunningMean: 0.9 * float64(c.concurrency), WaitingMax: 0, KVCacheUsedMax: -1,
+				PrefixHits: 0, PrefixQueries: -1, Preemptions: -1, QueueMeanSeconds: -1, PromptTokens: 40 * n, OutputTokens: int64(c.maxTokens) * n, ScrapeSeconds: 0.0012,
+			}
+		}
 	}
 	f.event(end)
 }

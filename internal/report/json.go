@@ -79,6 +79,7 @@ type jsonCell struct {
 	Why      string             `json:"why,omitempty"`
 	Memory   []bench.MemoryPart `json:"memory,omitempty"`
 	Host     *results.HostUse   `json:"host,omitempty"`
+	Server   *results.ServerUse `json:"server,omitempty"`
 	Warnings []string           `json:"warnings,omitempty"`
 }
 
@@ -198,7 +199,7 @@ func (v *runView) json() jsonRun {
 	for _, c := range v.cells {
 		j := jsonCell{ID: c.ID, State: string(c.State), Attempts: c.Attempts, Why: c.Why()}
 		if e := c.Event; e != nil {
-			j.Memory, j.Host, j.Warnings = e.Memory, e.Host, e.Warnings
+			j.Memory, j.Host, j.Server, j.Warnings = e.Memory, e.Host, e.Server, e.Warnings
 		}
 		r.Cells = append(r.Cells, j)
 	}

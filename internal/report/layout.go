@@ -20,6 +20,7 @@ func (d *document) sections() (all []section) {
 		all = append(all, v.sweeps()...)
 		all = append(all, v.taxes()...)
 		all = append(all, v.phases()...)
+		all = append(all, v.servers()...)
 		all = append(all, v.memory()...)
 		all = append(all, v.about()...)
 	}

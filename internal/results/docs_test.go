@@ -44,9 +44,11 @@ func documentedRun(t *testing.T) string {
 	must(t, w.Sample(&Sample{T: 5_010_000_000, Cell: a, Subject: "backend", Values: map[string]float64{"rss_bytes": 412_000_256, "pss_bytes": 398_123_008, "cpu_seconds": 1.87, "threads": 5, "processes": 1}}))
 	must(t, w.Sample(&Sample{T: 5_010_200_000, Cell: a, Subject: "host", Values: map[string]float64{"work_seconds": 1203.51, "other_seconds": 0.04, "irq_seconds": 3.2, "steal_seconds": 0, "cpu_mhz": 3400, "memory_available_bytes": 7_301_444_403}}))
 	must(t, w.Sample(&Sample{T: 5_010_300_000, Cell: a, Subject: "sampler", Values: map[string]float64{"cpu_seconds": 0.0021}}))
+	must(t, w.Sample(&Sample{T: 5_010_400_000, Cell: a, Subject: "server", Values: map[string]float64{"requests_running": 1, "requests_waiting": 0, "prompt_tokens_total": 96, "output_tokens_total": 12, "scrape_seconds": 0.0011}}))
 	must(t, w.Event(CellEvent{
 		Cell: a, Attempt: 1, State: CellDone, T: 5_040_000_000, FirstConnNS: 310_000, WindowNS: [2]int64{5_000_000_000, 5_031_600_000},
-		Host: &HostUse{Samples: 1, PeakRSS: 412_000_256, PeakPSS: 398_123_008, CPUSeconds: 0.06, OtherCores: 0.02, StealCores: 0, MeanMHz: 3400, ProbeSeconds: 0.0004},
+		Host:   &HostUse{Samples: 1, PeakRSS: 412_000_256, PeakPSS: 398_123_008, CPUSeconds: 0.06, OtherCores: 0.02, StealCores: 0, MeanMHz: 3400, ProbeSeconds: 0.0004},
+		Server: &ServerUse{Scrapes: 4, RunningMax: -1, RunningMean: -1, WaitingMax: -1, KVCacheUsedMax: -1, PrefixHits: 0, PrefixQueries: -1, Preemptions: -1, QueueMeanSeconds: -1, PromptTokens: 24, OutputTokens: 4, ScrapeSeconds: 0.0011},
 	}))
 	must(t, w.Event(CellEvent{Cell: b, Attempt: 1, State: CellStarted, T: 5_700_000_000}))
 	must(t, w.Request(broken))

@@ -161,6 +161,7 @@ type CellEvent struct {
 	WindowNS    [2]int64           `json:"window_ns,omitzero"`      // measured window: first start, last end
 	Memory      []bench.MemoryPart `json:"memory,omitempty"`
 	Host        *HostUse           `json:"host,omitempty"`
+	Server      *ServerUse         `json:"server,omitempty"`
 	Warnings    []string           `json:"warnings,omitempty"` // cell-wide, for people
 }
 
@@ -174,6 +175,24 @@ type HostUse struct {
 	StealCores   float64 `json:"steal_cores"`    // mean cores that the hypervisor gave to others
 	MeanMHz      float64 `json:"mean_mhz"`
 	ProbeSeconds float64 `json:"probe_seconds"` // CPU the sampling itself cost
+}
+
+// ServerUse sums what a server told of itself (its Prometheus page) over a
+// cell's window. -1: not known. Counters may lag behind the requests, and the
+// scrape that begins the window may be some milliseconds late.
+type ServerUse struct {
+	Scrapes          int     `json:"scrapes"`     // of the whole cell
+	RunningMax       float64 `json:"running_max"` // requests, over the scrapes within the window
+	RunningMean      float64 `json:"running_mean"`
+	WaitingMax       float64 `json:"waiting_max"`
+	KVCacheUsedMax   float64 `json:"kv_cache_used_max"`    // share, 0 to 1
+	PrefixHits       int64   `json:"prefix_cache_hits"`    // prompt tokens
+	PrefixQueries    int64   `json:"prefix_cache_queries"` // prompt tokens
+	Preemptions      int64   `json:"preemptions"`
+	QueueMeanSeconds float64 `json:"queue_mean_seconds"`
+	PromptTokens     int64   `json:"prompt_tokens"`  // as the server counts them
+	OutputTokens     int64   `json:"output_tokens"`  // as the server counts them
+	ScrapeSeconds    float64 `json:"scrape_seconds"` // mean time of one scrape
 }
 
 // Record is one request, one line of requests.jsonl.
@@ -203,6 +222,6 @@ type Record struct {
 type Sample struct {
 	T       int64              `json:"t_ns"`
 	Cell    string             `json:"cell,omitempty"`
-	Subject string             `json:"subject"` // host, backend, nativebench, …
+	Subject string             `json:"subject"` // host, backend, server, sampler
 	Values  map[string]float64 `json:"v"`       // base units in the names: rss_bytes, cpu_seconds
 }

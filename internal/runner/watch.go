@@ -19,6 +19,7 @@ type Watcher struct {
 	cancel context.CancelFunc
 	mark   chan struct{}
 	ended  chan struct{}
+	server *serverWatch // nil: there is none, or it says nothing of itself
 
 	// Of the sampling goroutine until ended is closed:
 	log     telemetry.Log
@@ -28,14 +29,19 @@ type Watcher struct {
 
 // Watch starts to sample the process trees of the backend (its roots are what
 // backend returns) and the host. Each sample of cell goes to keep, which must
-// not keep its Values.
-func Watch(cell string, backend func() []int, keep func(*results.Sample) error) *Watcher {
+// not keep its Values. server, if not nil, asks the server about itself, once a
+// second and at the edges of the window; keep is then called from two
+// goroutines.
+func Watch(cell string, backend func() []int, server telemetry.Probe, keep func(*results.Sample) error) *Watcher {
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &Watcher{cancel: cancel, mark: make(chan struct{}, 1), ended: make(chan struct{})}
 	s := telemetry.Sampler{Now: bench.Now, Mark: w.mark, Probes: []telemetry.Probe{
 		telemetry.Tree(backend, telemetry.TreeOptions{}),
 		telemetry.Host(backend),
 	}}
+	if server != nil {
+		w.server = watchServer(ctx, cell, server, keep)
+	}
 	go func() {
 		defer close(w.ended)
 		w.cost = s.Run(ctx, func(t int64, subject string, values map[string]float64) {
@@ -51,8 +57,15 @@ func Watch(cell string, backend func() []int, keep func(*results.Sample) error) 
 // Mark samples at once, with the values that are costly and taken seldom
 // otherwise: at the edges of the cell's window. It does not wait.
 func (w *Watcher) Mark() {
+	ask(w.mark)
+	if w.server != nil {
+		ask(w.server.mark)
+	}
+}
+
+func ask(mark chan<- struct{}) {
 	select {
-	case w.mark <- struct{}{}:
+	case mark <- struct{}{}:
 	default: // one is asked for already
 	}
 }
@@ -63,6 +76,12 @@ func (w *Watcher) Mark() {
 func (w *Watcher) Stop(window [2]int64, cores int) (*results.HostUse, []string, error) {
 	w.cancel()
 	<-w.ended
+	if w.server != nil {
+		<-w.server.ended
+		if w.keepErr == nil {
+			w.keepErr = w.server.keepErr
+		}
+	}
 	if window[1] <= window[0] {
 		return nil, nil, w.keepErr
 	}
