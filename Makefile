@@ -62,6 +62,14 @@ fuzz: ## every fuzz target for FUZZTIME each (default 20s)
 speed: build ## the engine against llama-bench and llama-batched-bench of the same build, in turns
 	scripts/speed.sh
 
+.PHONY: python-vllm
+python-vllm: ## the pinned Python environment for vLLM on the CPU
+	@scripts/python-env.sh vllm
+
+.PHONY: python-transformers
+python-transformers: ## the pinned Python environment for Transformers and our server around it
+	@scripts/python-env.sh transformers
+
 .PHONY: clean
 clean: ## bin/ (the cache stays; `rm -r $(CACHE)` removes it too)
 	rm -rf bin
