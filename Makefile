@@ -67,6 +67,14 @@ cost: ## what the HTTP client costs and how far its times are off, against a ser
 	@mkdir -p bin
 	@scripts/cost.sh $(ARGS)
 
+.PHONY: python-vllm
+python-vllm: ## the pinned Python environment for vLLM on the CPU
+	@scripts/python-env.sh vllm
+
+.PHONY: python-transformers
+python-transformers: ## the pinned Python environment for Transformers and our server around it
+	@scripts/python-env.sh transformers
+
 .PHONY: clean
 clean: ## bin/ (the cache stays; `rm -r $(CACHE)` removes it too)
 	rm -rf bin

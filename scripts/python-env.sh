@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# python-env.sh vllm|transformers: makes the pinned Python environment of a
-# server for this machine's CPU, once, and prints its directory. Needs Python
-# 3.10 to 3.13 with venv ($PYTHON, or the newest that is found) and 8 GB of disk.
+# python-env.sh vllm|transformers|transformers-4.36: makes the pinned Python
+# environment of a server for this machine's CPU, once, and prints its
+# directory. Needs a Python with venv ($PYTHON, or one that is found; 3.11 to
+# 3.13, for transformers-4.36 3.10) and 8 GB of disk.
 #
 # The pins are whole: scripts/python/NAME.txt is a `pip freeze` of an
 # environment that was tested. `python-env.sh --lock NAME` makes it anew from
@@ -20,15 +21,20 @@ if [ $# != 1 ] || [ ! -e "$name.in" ]; then
     exit 2
 fi
 
+minors='12 13 11' # numpy and vLLM as pinned need 3.11
+[ "$name" != transformers-4.36 ] || minors=10 # PyTorch 2.1 has no wheels for 3.12
+
 find_python() {
     local p
-    for p in ${PYTHON:-python3.12 python3.13 python3.11 python3.10 python3}; do
-        if "$p" -c 'import sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null; then
+    # shellcheck disable=SC2086 # words
+    for p in ${PYTHON:-$(printf 'python3.%s ' $minors) python3}; do
+        if "$p" -c 'import sys, venv, ensurepip; sys.exit(str(sys.version_info[1]) not in sys.argv)' $minors 2>/dev/null; then
             command -v "$p"
             return
         fi
     done
-    echo "python-env: no Python 3.10 to 3.13 with venv was found: install one (apt-get install python3 python3-venv), or set PYTHON" >&2
+    # shellcheck disable=SC2086
+    echo "python-env: no Python for $name with venv was found, one of: $(printf '3.%s ' $minors): install it (apt-get install python3 python3-venv), or set PYTHON to it" >&2
     return 1
 }
 python=$(find_python)

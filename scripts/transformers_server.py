@@ -31,8 +31,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from transformers.generation.streamers import BaseStreamer
 
 FIELDS = {
-    "model", "prompt", "max_tokens", "temperature", "top_p", "seed", "stream", "stream_options", "ignore_eos",
-    "return_token_ids", "user",
+    "model", "prompt", "max_tokens", "min_tokens", "temperature", "top_p", "seed", "stream", "stream_options",
+    "ignore_eos", "return_token_ids", "user",
 }  # fmt: skip
 STREAM_OPTIONS = {"include_usage", "continuous_usage_stats"}
 
@@ -80,8 +80,9 @@ class Job:
         if not isinstance(self.prompt, str) or not self.prompt:
             raise Refused(400, "prompt must be a text that is not empty", "prompt")
         self.max_tokens = int(number("max_tokens", 16, whole=True))
-        self.temperature = number("temperature", 1.0)
-        self.top_p = number("top_p", 1.0)
+        self.min_tokens = int(number("min_tokens", 0, whole=True))
+        self.temperature = float(number("temperature", 1.0))  # Transformers refuses whole numbers
+        self.top_p = float(number("top_p", 1.0))
         self.seed = None if body.get("seed") is None else int(number("seed", 0, whole=True))
         self.stream, self.ignore_eos = flag(body, "stream"), flag(body, "ignore_eos")
         self.return_ids = flag(body, "return_token_ids")
@@ -94,6 +95,10 @@ class Job:
         self.usage_on_each = self.usage_at_end and flag(options, "continuous_usage_stats")
         if self.max_tokens < 1:
             raise Refused(400, f"max_tokens is {self.max_tokens}: ask for at least 1", "max_tokens")
+        if not 0 <= self.min_tokens <= self.max_tokens:
+            raise Refused(400, f"min_tokens is {self.min_tokens}: give 0 to max_tokens", "min_tokens")
+        if self.seed is not None and not 0 <= self.seed < 1 << 64:
+            raise Refused(400, f"seed is {self.seed}: give a number of 64 bits, 0 or more", "seed")
         if self.temperature < 0:
             raise Refused(400, f"temperature is {self.temperature}: give 0 (greedy) or more", "temperature")
         if not 0 < self.top_p <= 1:
@@ -102,6 +107,7 @@ class Job:
         self.id = f"cmpl-{uuid.uuid4().hex}"
         self.created = int(time.time())
         self.prompt_tokens = 0
+        self.context: list[int] = []  # the prompt's last ids
         self.ids: list[int] = []
         self.reason: str | None = None
         self.gone = threading.Event()  # nobody waits for the answer any more
@@ -128,10 +134,11 @@ class Job:
 class Text:
     """Turns ids into text piece by piece, and holds back what is no whole character yet."""
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Any, context: list[int]):
         self.tokenizer = tokenizer
-        self.ids: list[int] = []
-        self.start = self.shown = 0  # ids from start on are decoded; of those before shown the text was given
+        # The prompt's end comes first: some tokenizers drop the blank before the first piece of a text.
+        self.ids = list(context)
+        self.start, self.shown = 0, len(context)  # ids from start on are decoded; of those before shown the text was given
 
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -197,7 +204,10 @@ class Model:
         self.model = AutoModelForCausalLM.from_pretrained(args.model, **kind).to(device).eval()
         config = self.model.config
         self.context = min(args.max_model_len or 1 << 30, getattr(config, "max_position_embeddings", 1 << 30))
-        self.eos = config.eos_token_id
+        # The one thing that is taken from generation_config.json is what ends a text: chat models end with several ids.
+        eos = self.model.generation_config.eos_token_id
+        eos = config.eos_token_id if eos is None else eos
+        self.eos = eos if isinstance(eos, list) else [] if eos is None else [eos]
         # generate() fills what its argument leaves open from the model's own settings: there are none.
         self.model.generation_config = GenerationConfig()
         self.name = args.served_model_name or args.model
@@ -219,9 +229,10 @@ class Model:
         if job.temperature > 0:
             # top_k 0 is off: Transformers' own default keeps 50 tokens.
             how = {"do_sample": True, "temperature": job.temperature, "top_p": job.top_p, "top_k": 0}
-        eos = None if job.ignore_eos else self.eos
-        pad = self.eos[0] if isinstance(self.eos, list) else self.eos
-        return GenerationConfig(max_new_tokens=job.max_tokens, eos_token_id=eos, pad_token_id=pad, use_cache=True, **how)
+        if self.eos and not job.ignore_eos:
+            how |= {"eos_token_id": self.eos, "min_new_tokens": job.min_tokens}
+        pad = self.eos[0] if self.eos else 0  # never used: there is one text in a batch
+        return GenerationConfig(max_new_tokens=job.max_tokens, pad_token_id=pad, use_cache=True, **how)
 
     @torch.inference_mode()
     def run(self, job: Job, begun: Any, give: Any) -> None:
@@ -238,8 +249,11 @@ class Model:
                 f"the prompt has {job.prompt_tokens} tokens, with {job.max_tokens} of output over the context of "
                 f"{self.context}: shorten it or lower max_tokens",
             )
+        job.context = prompt["input_ids"][0, -6:].tolist()
         begun()
-        if job.seed is not None:
+        if job.seed is None:
+            torch.seed()  # or the answer would follow from the seed of the request before
+        else:
             torch.manual_seed(job.seed)
         self.model.generate(
             **prompt.to(self.model.device),
@@ -247,8 +261,7 @@ class Model:
             streamer=Sink(job, give),
             stopping_criteria=StoppingCriteriaList([Gone(job)]),
         )
-        eos = self.eos if isinstance(self.eos, list) else [self.eos]
-        job.reason = "stop" if not job.ignore_eos and job.ids and job.ids[-1] in eos else "length"
+        job.reason = "stop" if not job.ignore_eos and job.ids and job.ids[-1] in self.eos else "length"
 
 
 def application(args: argparse.Namespace) -> FastAPI:
@@ -328,7 +341,7 @@ def application(args: argparse.Namespace) -> FastAPI:
             await run
         finally:
             watcher.cancel()
-        pieces = Text(state["model"].tokenizer)
+        pieces = Text(state["model"].tokenizer, job.context)
         text = "".join([pieces.add(t) for t in job.ids]) + pieces.rest()
         answer = envelope(job, [choice(job, text, job.ids, job.reason)])
         return JSONResponse({**answer, "usage": job.usage(len(job.ids)), "timings": job.timings()})
@@ -343,7 +356,7 @@ def application(args: argparse.Namespace) -> FastAPI:
             raise Refused(499, "the client left before its turn")
 
         async def events() -> Any:
-            pieces, made = Text(state["model"].tokenizer), 0
+            pieces, made = Text(state["model"].tokenizer, job.context), 0
 
             def event(text: str, ids: list[int], reason: str | None) -> bytes:
                 answer = envelope(job, [choice(job, text, ids, reason)])

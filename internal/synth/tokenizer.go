@@ -114,10 +114,6 @@ func (v *vocabulary) files(context int) (map[string][]byte, error) {
 		return object{"type": "ByteLevel", "add_prefix_space": addPrefixSpace, "trim_offsets": trimOffsets, "use_regex": true}
 	}
 	var added []object
-	pairs := make([][]string, len(v.merges))
-	for i, m := range v.merges {
-		pairs[i] = strings.Split(m, " ")
-	}
 	decoder := object{}
 	for _, id := range v.special {
 		token := object{"content": v.tokens[id], "lstrip": false, "normalized": true, "rstrip": false, "single_word": false, "special": true}
@@ -142,7 +138,8 @@ func (v *vocabulary) files(context int) (map[string][]byte, error) {
 			"model": object{
 				"type": "BPE", "dropout": nil, "unk_token": nil, "continuing_subword_prefix": "", "end_of_word_suffix": "",
 				"fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
-				"vocab": json.RawMessage(ids), "merges": pairs,
+				// "a b", not ["a","b"]: Transformers before 4.45 reads only this form, newer ones both.
+				"vocab": json.RawMessage(ids), "merges": v.merges,
 			},
 		},
 		"tokenizer_config.json": object{
