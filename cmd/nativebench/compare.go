@@ -17,7 +17,7 @@ func compareCommand(known registry) *cli.Command {
 	d := plan.Default()
 	var about string
 	for _, b := range known {
-		about += fmt.Sprintf("\n   %-14s %s", b.name, b.about)
+		about += fmt.Sprintf("\n   %-18s %s", b.name, b.about)
 	}
 	return &cli.Command{
 		Name:  "compare",
@@ -27,6 +27,8 @@ func compareCommand(known registry) *cli.Command {
 			"   nativebench compare --task chat --mode stream --concurrency 1,4\n" +
 			"   nativebench compare --weights model.gguf --model phi-2 --repeat 5\n" +
 			"   nativebench compare --prompt-tokens 32,64,128,256,512    context scaling\n" +
+			"   nativebench compare --backends native,vllm,transformers  servers in Python, started here\n" +
+			"   nativebench compare --endpoint vllm=http://host:8000     a server that runs already\n" +
 			"   nativebench compare --resume runs/20260102-030405-gpt2   complete a run\n\n" +
 			"Ctrl-C once ends the run after the requests in flight and reports what is there;\n" +
 			"twice stops now. What was measured is kept either way.\n\n" +

@@ -144,7 +144,7 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 	var watch *runner.Watcher
 	var keepErr error // of the manifest
 	failed := 0
-	var client runner.Client
+	client := runner.Client{PrefixCache: x.plan.PrefixCache}
 	warmups, measured := c.Warmup*c.Concurrency, runner.Measured(c) // still to come
 	drain, release := x.drainFor(seat)
 	defer release()

@@ -34,12 +34,12 @@ const pythonVar = "NATIVEBENCH_PYTHON_"
 // an endpoint for it, or one that is started here, kept while cells use it, and
 // stopped at the end.
 func serverBackend(row httpbackends.Server) backend {
-	about := fmt.Sprintf("%s behind its HTTP server, started and stopped by nativebench", row.Engine)
+	about := fmt.Sprintf("%s behind its HTTP server, of the same build", row.Engine)
 	switch {
 	case row.Program == "":
-		about = fmt.Sprintf("%s that runs already: give --endpoint %s=URL", row.Engine, row.Name)
+		about = fmt.Sprintf("%s that runs already, at --endpoint %s=URL", row.Engine, row.Name)
 	case row.Python != "":
-		about = fmt.Sprintf("%s, started in its Python environment (scripts/python-env.sh %s)", row.Engine, row.Python)
+		about = fmt.Sprintf("%s; made ready by `scripts/python-env.sh %s`", row.Engine, row.Python)
 	}
 	return backend{
 		name:         row.Name,

@@ -92,6 +92,9 @@ func (s *setup) check() error {
 			return err
 		}
 	}
+	if err := s.checkServers(); err != nil {
+		return err
+	}
 	for _, name := range s.plan.Backends {
 		b, err := s.known.find(name)
 		if err != nil {
@@ -103,9 +106,6 @@ func (s *setup) check() error {
 		if err := b.check(s.engineDir); err != nil {
 			return usageError{err}
 		}
-	}
-	if err := s.checkServers(); err != nil {
-		return err
 	}
 	return s.checkWeights()
 }

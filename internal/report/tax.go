@@ -16,14 +16,25 @@ func partNames() map[string]string {
 	}
 }
 
-// tax splits s's time against that of the reference, when the reference is an
-// engine that stamps its phases and s gives an account of its own.
+// tax splits s's time against that of the reference, when the reference stamps
+// its phases and s is a server of the same engine that gives an account of its
+// own. Over another engine the difference would not be what serving costs.
 func (s *seat) tax() (measure.Tax, bool) {
 	ref := s.ref()
-	if ref == nil {
+	if ref == nil || s.engine() == "" || s.engine() != ref.engine() {
 		return measure.Tax{}, false
 	}
 	return measure.TaxOf(ref.group, s.group)
+}
+
+// engine is what computes behind the seat; "" if it never answered.
+func (s *seat) engine() string {
+	for _, b := range s.load.run.Manifest.Backends {
+		if b.Backend == s.backend {
+			return b.Engine
+		}
+	}
+	return ""
 }
 
 // taxed tells whether the tables of taxes show the seat, so that its own account

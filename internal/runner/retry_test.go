@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -92,22 +93,22 @@ func TestRetryPauseEnds(t *testing.T) {
 		class bench.Class
 		state results.CellState
 		stop  func(cancel context.CancelFunc, drain chan struct{})
-		limit time.Duration
 	}{
 		"stopped":    {class: bench.Cancelled, state: results.CellInterrupted, stop: func(cancel context.CancelFunc, _ chan struct{}) { cancel() }},
 		"drained":    {class: bench.Cancelled, state: results.CellInterrupted, stop: func(_ context.CancelFunc, drain chan struct{}) { close(drain) }},
-		"cell limit": {class: bench.Timeout, state: results.CellFailed, limit: 20 * time.Millisecond},
+		"cell limit": {class: bench.Timeout, state: results.CellFailed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(context.Background())
 			defer cancel()
-			if tc.limit > 0 {
-				ctx, cancel = context.WithTimeout(ctx, tc.limit)
-				defer cancel()
+			expire := func() {}
+			if tc.stop == nil {
+				limited := &expiring{Context: ctx, done: make(chan struct{})}
+				ctx, expire = limited, sync.OnceFunc(func() { close(limited.done) })
 			}
 			drain := make(chan struct{})
 			fake := &busyFor{Fake: benchtest.NewFake(benchtest.FakeConfig{}), wait: time.Hour, called: func() {
-				if tc.stop != nil {
+				if expire(); tc.stop != nil {
 					tc.stop(cancel, drain)
 				}
 			}}
@@ -120,6 +121,24 @@ func TestRetryPauseEnds(t *testing.T) {
 				t.Errorf("class %q, error %q", r.Class, r.Error)
 			}
 		})
+	}
+}
+
+// expiring is a context whose deadline passes when done is closed: at a point of
+// the test, not at a time.
+type expiring struct {
+	context.Context
+	done chan struct{}
+}
+
+func (c *expiring) Done() <-chan struct{} { return c.done }
+
+func (c *expiring) Err() error {
+	select {
+	case <-c.done:
+		return context.DeadlineExceeded
+	default:
+		return nil
 	}
 }
 

@@ -1,0 +1,145 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// openAIServer answers as any OpenAI-compatible server does that wants a key,
+// and keeps what it was asked.
+func openAIServer(t *testing.T, key string) (url string, asked func() []map[string]any) {
+	var mu sync.Mutex
+	var bodies []map[string]any
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/models", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, `{"data":[{"id":"some-model","max_model_len":1024}]}`)
+	})
+	generate := func(w http.ResponseWriter, r *http.Request) {
+		var body map[string]any
+		if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+			t.Error(err)
+		}
+		mu.Lock()
+		bodies = append(bodies, body)
+		mu.Unlock()
+		n := int(body["max_tokens"].(float64))
+		usage := fmt.Sprintf(`"usage":{"prompt_tokens":7,"completion_tokens":%d}`, n)
+		if stream, _ := body["stream"].(bool); !stream {
+			w.Header().Set("Content-Type", "application/json")
+			fmt.Fprintf(w, `{"choices":[{"text":"a","message":{"content":"a"},"finish_reason":"length"}],%s}`, usage)
+			return
+		}
+		w.Header().Set("Content-Type", "text/event-stream")
+		for range n {
+			fmt.Fprint(w, `data: {"choices":[{"text":" a","delta":{"content":" a"}}]}`+"\n\n")
+		}
+		fmt.Fprintf(w, "data: {\"choices\":[{\"text\":\"\",\"delta\":{},\"finish_reason\":\"length\"}],%s}\n\ndata: [DONE]\n\n", usage)
+	}
+	mux.HandleFunc("POST /v1/completions", generate)
+	mux.HandleFunc("POST /v1/chat/completions", generate)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer "+key {
+			w.WriteHeader(http.StatusUnauthorized)
+			fmt.Fprintf(w, `{"error":{"message":"%s is not the key"}}`, r.Header.Get("Authorization"))
+			return
+		}
+		mux.ServeHTTP(w, r)
+	}))
+	t.Cleanup(srv.Close)
+	return srv.URL, func() []map[string]any {
+		mu.Lock()
+		defer mu.Unlock()
+		return bodies
+	}
+}
+
+// A server that runs already is driven beside others; its key reaches it and
+// nothing else.
+func TestEndpoint(t *testing.T) {
+	const key = "sesame-open-up"
+	t.Setenv("NATIVEBENCH_TEST_KEY", key)
+	for _, route := range []string{"completions", "chat"} {
+		t.Run(route, func(t *testing.T) {
+			url, asked := openAIServer(t, key)
+			out := filepath.Join(t.TempDir(), "run")
+			code, stdout, stderr := invoke(t, small("fake", out, "--endpoint", "openai="+url, "--api-key-env", "openai=NATIVEBENCH_TEST_KEY", "--route", route)...)
+			if code != exitOK {
+				t.Fatalf("status %d: %s", code, stderr)
+			}
+			run := readRun(t, out)
+			seen := 0
+			for _, c := range run.Cells() {
+				if c.Backend != "openai" {
+					continue
+				}
+				seen++
+				if !c.Done() || len(c.Measured()) != 4 {
+					t.Errorf("cell %s: %s, %d records", c.ID, c.State, len(c.Measured()))
+				}
+				if c.Event.Host.PeakRSS > 0 {
+					t.Errorf("cell %s: %d bytes of a process that is not known", c.ID, c.Event.Host.PeakRSS)
+				}
+			}
+			if seen != 2 {
+				t.Errorf("%d cells of the endpoint, want sync and stream", seen)
+			}
+			for _, body := range asked() {
+				_, prompt := body["prompt"]
+				_, messages := body["messages"]
+				if prompt != (route == "completions") || messages != (route == "chat") || body["model"] != "some-model" {
+					t.Errorf("asked %v", body)
+				}
+			}
+			// One to see that it makes tokens, then each mode's warm-up and four.
+			if n := len(asked()); n != 1+2*(1+4) {
+				t.Errorf("%d requests", n)
+			}
+			if strings.Contains(stdout+stderr, key) {
+				t.Error("the key is in what was printed")
+			}
+			err := filepath.WalkDir(out, func(path string, d fs.DirEntry, err error) error {
+				if err != nil || d.IsDir() {
+					return err
+				}
+				b, err := os.ReadFile(path)
+				if strings.Contains(string(b), key) {
+					t.Errorf("the key is in %s", path)
+				}
+				return err
+			})
+			if err != nil {
+				t.Error(err)
+			}
+			if code, _, stderr := invoke(t, "compare", "--resume", out, "--format", "none"); code != exitOK {
+				t.Errorf("resume: status %d: %s", code, stderr)
+			}
+		})
+	}
+}
+
+// An endpoint with a wrong key or another model fails its own cells, in words.
+func TestEndpointThatRefuses(t *testing.T) {
+	t.Setenv("NATIVEBENCH_TEST_KEY", "wrong-one")
+	url, _ := openAIServer(t, "right-one")
+	for want, flags := range map[string][]string{
+		"401":            {"--api-key-env", "openai=NATIVEBENCH_TEST_KEY"},
+		"is not the key": nil,
+	} {
+		out := filepath.Join(t.TempDir(), "run")
+		code, stdout, stderr := invoke(t, small("fake", out, append(flags, "--endpoint", "openai="+url)...)...)
+		if code != exitCellsFailed {
+			t.Errorf("%s: status %d: %s", want, code, stderr)
+		}
+		if !strings.Contains(stderr, want) || strings.Contains(stdout+stderr, "wrong-one") {
+			t.Errorf("want %q and no key: %s", want, stderr)
+		}
+	}
+}
