@@ -182,3 +182,24 @@ func newTestAnswer(tr *bench.Trace, stream bool) *answer {
 	a.reset(tr, &server, &bench.Request{Stream: stream, Sampling: bench.Sampling{MaxTokens: 1000}}, &Config{})
 	return a
 }
+
+// A count is a whole number that fits 31 bits, however it is written.
+func TestCount(t *testing.T) {
+	for text, want := range map[string]int{
+		"0": 0, "-0": 0, "7": 7, "999999999": 999999999, "1000000000": 1000000000, "2147483647": 1<<31 - 1, "12e2": 1200, "3.0": 3,
+		"2147483648": -1, "99999999999999999999": -1, "1.5": -1, "-1": -1, "1e400": -1, "01": -1, "-": -1, "1.": -1, `"1"`: -1, "null": -1,
+	} {
+		s := scanner{b: []byte(text)}
+		n, ok := s.count()
+		end := s.end()
+		if !ok || !end {
+			n = -1
+		}
+		if n != want {
+			t.Errorf("count of %s: %d, want %d", text, n, want)
+		}
+		if good := json.Valid([]byte(text)); end != good {
+			t.Errorf("%s: read as good JSON %v, want %v", text, !good, good)
+		}
+	}
+}

@@ -462,3 +462,35 @@ func BenchmarkEvent(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkStream is the way of one event from the bytes read to its mark:
+// HTTP, server-sent events, JSON, without the kernel.
+func BenchmarkStream(b *testing.B) {
+	const events = 1000
+	srv := newTestServer(b)
+	s := openSession(b, srv.open(b, nil))
+	reads := pieces{[]byte(streamHead)}
+	for i := range events {
+		reads = append(reads, []byte(chunk(event(" word", i+1))))
+	}
+	reads = append(reads, []byte(chunk(last("length", events))+chunk(doneMark)+"0\r\n\r\n"))
+	req := testRequest(true)
+	req.Sampling.MaxTokens = events
+	tr := bench.NewTrace(events)
+	rest := make(pieces, len(reads))
+	b.ReportAllocs()
+	for b.Loop() {
+		copy(rest, reads)
+		left := rest
+		tr.Reset()
+		s.answer.reset(tr, &s.b.cfg.Server, req, &s.b.cfg)
+		s.http = &http1{r: &left, buf: s.http.buf}
+		if err := s.http.head(); err != nil {
+			b.Fatal(err)
+		}
+		if err := s.readStream(tr); err != nil || tr.Events != events {
+			b.Fatal(tr.Events, err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/events, "ns/event")
+}

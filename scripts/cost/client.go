@@ -7,7 +7,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/gob"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"runtime"
@@ -193,12 +195,18 @@ type floor struct {
 }
 
 func openFloor(l load, endpoint string) ([]stream, error) {
-	f := &floor{
-		http:     &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: l.Streams, DisableCompression: true}},
-		endpoint: endpoint, tokens: l.Tokens,
-	}
 	streams := make([]stream, l.Streams)
 	for i := range streams {
+		f := &floor{http: &http.Client{Transport: &http.Transport{DisableCompression: true}}, endpoint: endpoint, tokens: l.Tokens}
+		// Its one connection is open before the load, as ours are.
+		resp, err := f.http.Get(endpoint + "/health")
+		if err != nil {
+			return nil, err
+		}
+		_, err = io.Copy(io.Discard, resp.Body)
+		if err = errors.Join(err, resp.Body.Close()); err != nil {
+			return nil, err
+		}
 		streams[i] = f
 	}
 	return streams, nil

@@ -111,6 +111,11 @@ func (s *server) listen() (port int, err error) {
 	if s.listener, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0); err != nil {
 		return 0, fmt.Errorf("cannot make a socket: %w", err)
 	}
+	// On the listener, from which every connection has it: a request may come
+	// before its connection is accepted.
+	if err = unix.SetsockoptInt(s.listener, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1); err != nil {
+		return 0, fmt.Errorf("this kernel gives no receive stamps: %w", err)
+	}
 	if err = unix.Bind(s.listener, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
 		return 0, fmt.Errorf("cannot bind to 127.0.0.1: %w", err)
 	}
@@ -182,9 +187,6 @@ func (s *server) accept() error {
 		}
 		if err != nil {
 			return fmt.Errorf("cannot accept (are %d open files allowed?): %w", s.Streams, err)
-		}
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1); err != nil {
-			return fmt.Errorf("this kernel gives no receive stamps: %w", err)
 		}
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
 			return fmt.Errorf("cannot send at once: %w", err)
