@@ -7,11 +7,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
+
+	psnet "github.com/shirou/gopsutil/v3/net"
 
 	"github.com/nativebench/nativebench/httpbackends"
 	"github.com/nativebench/nativebench/internal/bench"
@@ -103,9 +108,35 @@ func attach(ctx context.Context, row httpbackends.Server, p place) (*seat, error
 		spec:    spec,
 		entry:   results.Backend{Endpoint: p.endpoint},
 		metrics: metrics,
-		// Its processes are not known: it may run on another machine.
-		pids: func() []int { return nil },
+		pids:    listeners(p.endpoint),
 	}, nil
+}
+
+// listeners are the processes that listen at an endpoint of this machine, so
+// that their work is not taken for somebody else's; none for one elsewhere, or
+// where the kernel does not tell (a server of another user).
+func listeners(endpoint string) func() []int {
+	var pids []int
+	u, err := url.Parse(endpoint)
+	if err == nil && local(u.Hostname()) {
+		port := u.Port()
+		if port == "" {
+			port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+		}
+		sockets, err := psnet.Connections("tcp")
+		for _, c := range sockets {
+			if err == nil && c.Status == "LISTEN" && strconv.Itoa(int(c.Laddr.Port)) == port && c.Pid > 0 && !slices.Contains(pids, int(c.Pid)) {
+				pids = append(pids, int(c.Pid))
+			}
+		}
+	}
+	return func() []int { return pids }
+}
+
+// local tells whether a host name is this machine's loopback.
+func local(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // launchServer starts a server and waits until it has made a token.

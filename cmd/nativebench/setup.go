@@ -297,6 +297,9 @@ func (s *setup) notes() []string {
 		}
 		notes = append(notes, fmt.Sprintf("%s: computing in float32, which is what they do best on a CPU; native and llama-server compute with %s weights", strings.Join(names, ", "), strings.ToUpper(s.dtype)))
 	}
+	for _, name := range slices.Sorted(maps.Keys(s.plan.Endpoints)) {
+		notes = append(notes, fmt.Sprintf("%s runs at %s and was not started here: that it serves %s with these weights, and with its caches off, was not checked", name, s.plan.Endpoints[name], strings.Join(s.plan.Models, ", ")))
+	}
 	if s.plan.Route == "chat" {
 		notes = append(notes, "servers were asked through their chat route and rendered the prompts by their own templates; native got the prompts rendered here")
 	}
