@@ -370,7 +370,7 @@ func TestKilledLauncherLeavesNothing(t *testing.T) {
 		if !ok {
 			t.Fatalf("process %d is not there", pid)
 		}
-		if pgid, _ := syscall.Getpgid(pid); pgid == pid && len(procs) > 0 {
+		if pgid, _ := syscall.Getpgid(pid); pgid == pid && p.parent != cmd.Process.Pid {
 			escaped = append(escaped, p) // made a session of its own
 			continue
 		}
