@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # python-env.sh vllm|transformers|transformers-4.36: makes the pinned Python
 # environment of a server for this machine's CPU, once, and prints its
-# directory. Needs a Python with venv ($PYTHON, or one that is found; 3.11 to
+# directory. Needs a Python with venv ($PYTHON, or one that is found; 3.12 or
 # 3.13, for transformers-4.36 3.10) and 8 GB of disk.
 #
 # The pins are whole: scripts/python/NAME.txt is a `pip freeze` of an
@@ -21,7 +21,7 @@ if [ $# != 1 ] || [ ! -e "$name.in" ]; then
     exit 2
 fi
 
-minors='12 13 11' # numpy and vLLM as pinned need 3.11
+minors='12 13' # numpy as pinned needs 3.12
 [ "$name" != transformers-4.36 ] || minors=10 # PyTorch 2.1 has no wheels for 3.12
 
 find_python() {

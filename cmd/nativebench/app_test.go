@@ -81,6 +81,8 @@ func TestRefusals(t *testing.T) {
 		{"compare", "--backends", "fake", "--api-key-env", "vllm=NATIVEBENCH_NO_SUCH_KEY"},
 		{"compare", "--endpoint", "vllm=http://127.0.0.1:1", "--backends", "fake", "--api-key-env", "vllm=NATIVEBENCH_NO_SUCH_KEY"},
 		{"compare", "--backends", "fake,ollama"},
+		{"compare", "--backends", "fake,vllm", "--launch", "none"},
+		{"compare", "--backends", "fake,vllm", "--launch", "podman"},
 		{"compare", "--mode", "async"},
 		{"compare", "--concurrency", "0"},
 		{"compare", "--concurrency", "1,x"},

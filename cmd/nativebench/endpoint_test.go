@@ -13,23 +13,46 @@ import (
 	"testing"
 )
 
+// servedName is what that server calls its model.
+const servedName = "some-model"
+
 // openAIServer answers as any OpenAI-compatible server does that wants a key,
 // and keeps what it was asked.
 func openAIServer(t *testing.T, key string) (url string, asked func() []map[string]any) {
 	var mu sync.Mutex
 	var bodies []map[string]any
+	srv := httptest.NewServer(openAIHandler(key, func(body map[string]any) {
+		mu.Lock()
+		defer mu.Unlock()
+		bodies = append(bodies, body)
+	}))
+	t.Cleanup(srv.Close)
+	return srv.URL, func() []map[string]any {
+		mu.Lock()
+		defer mu.Unlock()
+		return bodies
+	}
+}
+
+// openAIHandler answers in OpenAI's protocol, and what vLLM is asked besides.
+func openAIHandler(key string, note func(body map[string]any)) http.Handler {
 	mux := http.NewServeMux()
+	mux.HandleFunc("GET /health", func(http.ResponseWriter, *http.Request) {})
+	mux.HandleFunc("GET /version", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"version":"0.0-test"}`) })
 	mux.HandleFunc("GET /v1/models", func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprint(w, `{"data":[{"id":"some-model","max_model_len":1024}]}`)
+		name := os.Getenv(containerModel)
+		if name == "" {
+			name = servedName
+		}
+		fmt.Fprint(w, `{"data":[{"id":"`+name+`","max_model_len":1024}]}`)
 	})
 	generate := func(w http.ResponseWriter, r *http.Request) {
 		var body map[string]any
 		if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
-			t.Error(err)
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
 		}
-		mu.Lock()
-		bodies = append(bodies, body)
-		mu.Unlock()
+		note(body)
 		n := int(body["max_tokens"].(float64))
 		usage := fmt.Sprintf(`"usage":{"prompt_tokens":7,"completion_tokens":%d}`, n)
 		if stream, _ := body["stream"].(bool); !stream {
@@ -45,20 +68,14 @@ func openAIServer(t *testing.T, key string) (url string, asked func() []map[stri
 	}
 	mux.HandleFunc("POST /v1/completions", generate)
 	mux.HandleFunc("POST /v1/chat/completions", generate)
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("Authorization") != "Bearer "+key {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if key != "" && r.Header.Get("Authorization") != "Bearer "+key {
 			w.WriteHeader(http.StatusUnauthorized)
 			fmt.Fprintf(w, `{"error":{"message":"%s is not the key"}}`, r.Header.Get("Authorization"))
 			return
 		}
 		mux.ServeHTTP(w, r)
-	}))
-	t.Cleanup(srv.Close)
-	return srv.URL, func() []map[string]any {
-		mu.Lock()
-		defer mu.Unlock()
-		return bodies
-	}
+	})
 }
 
 // A server that runs already is driven beside others; its key reaches it and
@@ -95,7 +112,7 @@ func TestEndpoint(t *testing.T) {
 			for _, body := range asked() {
 				_, prompt := body["prompt"]
 				_, messages := body["messages"]
-				if prompt != (route == "completions") || messages != (route == "chat") || body["model"] != "some-model" {
+				if prompt != (route == "completions") || messages != (route == "chat") || body["model"] != servedName {
 					t.Errorf("asked %v", body)
 				}
 			}

@@ -78,7 +78,8 @@ func (x *execution) place(name, modelKey string) place {
 	p := place{
 		engineDir: x.engineDir, slots: x.slots(),
 		endpoint: x.plan.Endpoints[name], servedModel: x.plan.ServedModels[name], keyVariable: x.plan.KeyVariables[name],
-		chat: x.plan.Route == "chat", prefixCache: x.plan.PrefixCache, insecure: x.plan.Insecure,
+		docker: x.plan.Launch == launchDocker,
+		chat:   x.plan.Route == "chat", prefixCache: x.plan.PrefixCache, insecure: x.plan.Insecure,
 	}
 	p.model, _ = plan.ModelByKey(modelKey) // the plan was validated
 	if m := x.models[modelKey]; m != nil {

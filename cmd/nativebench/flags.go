@@ -32,6 +32,7 @@ func planFlags() []cli.Flag {
 		&cli.StringSliceFlag{Name: "endpoint", Category: flagsServers, Usage: "`NAME=URL`: drive that server of kind NAME, which runs already, instead of starting one; adds NAME to --backends"},
 		&cli.StringSliceFlag{Name: "served-model", Category: flagsServers, Usage: "`NAME=MODEL`: what the server at --endpoint NAME calls the model, if it serves several"},
 		&cli.StringSliceFlag{Name: "api-key-env", Category: flagsServers, Usage: "`NAME=VARIABLE`: environment variable with the API key of --endpoint NAME; the key itself is kept nowhere"},
+		&cli.StringFlag{Name: "launch", Category: flagsServers, Value: launchProcess, Usage: "`HOW`: to start servers without an endpoint: process, docker (vllm and tgi in their pinned images, the others as processes), none"},
 		&cli.StringFlag{Name: "route", Category: flagsServers, Value: "completions", Usage: "`ROUTE`: completions (the prompt is rendered here, so that all get the same text), chat (the server renders it)"},
 		&cli.BoolFlag{Name: "prefix-cache", Category: flagsServers, Usage: "let servers reuse the KV cache of earlier prompts"},
 		&cli.BoolFlag{Name: "insecure", Category: flagsServers, Usage: "do not verify TLS certificates of endpoints"},
@@ -119,6 +120,8 @@ func applyOneFlag(c *cli.Context, name string, p *plan.Plan) {
 		p.ServedModels = pairs(c.StringSlice(name))
 	case "api-key-env":
 		p.KeyVariables = pairs(c.StringSlice(name))
+	case "launch":
+		p.Launch = c.String(name)
 	case "route":
 		p.Route = c.String(name)
 	case "prefix-cache":

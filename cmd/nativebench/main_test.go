@@ -40,6 +40,9 @@ const (
 const noSleep = "atexit_sleep_ms=0"
 
 func TestMain(m *testing.M) {
+	if port := os.Getenv(containerPort); port != "" {
+		serveContainer(port)
+	}
 	if os.Getenv(asProgram) != "" {
 		os.Exit(runWith(context.Background(), os.Stdout, os.Stderr, os.Args, testRegistry()))
 	}

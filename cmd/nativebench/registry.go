@@ -49,6 +49,7 @@ type place struct {
 	endpoint    string // of one that runs already; "": it is started here
 	servedModel string // name to ask that one for; "": what it has
 	keyVariable string
+	docker      bool // in a container, if its row has an image
 	chat        bool
 	prefixCache bool
 	insecure    bool

@@ -141,9 +141,13 @@ func local(host string) bool {
 
 // launchServer starts a server and waits until it has made a token.
 func launchServer(ctx context.Context, row httpbackends.Server, p place) (*seat, error) {
-	bin, err := programOf(row, p.engineDir)
-	if err != nil {
-		return nil, err
+	inContainer := p.docker && row.Image != ""
+	var bin string
+	var err error
+	if !inContainer {
+		if bin, err = programOf(row, p.engineDir); err != nil {
+			return nil, err
+		}
 	}
 	e := p.engine
 	start := httpbackends.Start{
@@ -179,7 +183,11 @@ func launchServer(ctx context.Context, row httpbackends.Server, p place) (*seat,
 			return oneToken(ctx, spec.config(row))
 		},
 	}
-	if row.Environ != nil {
+	if inContainer {
+		if err := contain(&how, row, start, &argv); err != nil {
+			return nil, err
+		}
+	} else if row.Environ != nil {
 		how.Env = row.Environ(start, os.Environ())
 	}
 	server, err := launch.Start(ctx, how)

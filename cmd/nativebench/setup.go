@@ -103,7 +103,11 @@ func (s *setup) check() error {
 		if s.plan.Endpoints[name] != "" {
 			continue
 		}
-		if err := b.check(s.engineDir); err != nil {
+		check := func() error { return b.check(s.engineDir) }
+		if s.contained(b) {
+			check = func() error { return dockerAnswers(b.name) }
+		}
+		if err := check(); err != nil {
 			return usageError{err}
 		}
 	}
@@ -156,7 +160,9 @@ func (s *setup) backendsInUse() (rows []backend) {
 
 // holders are the backends that load the weights on this machine.
 func (s *setup) holders() (rows []backend) {
-	return slices.DeleteFunc(s.backendsInUse(), func(b backend) bool { return !b.holdsWeights || s.plan.Endpoints[b.name] != "" })
+	return slices.DeleteFunc(s.backendsInUse(), func(b backend) bool {
+		return !b.holdsWeights && !s.contained(b) || s.plan.Endpoints[b.name] != ""
+	})
 }
 
 // slots is how many requests a backend serves at once: the same for all, and
@@ -268,6 +274,11 @@ func (s *setup) checkServers() error {
 			}
 		}
 	}
+	switch s.plan.Launch {
+	case "", launchProcess, launchDocker, launchNone:
+	default:
+		return refuse("--launch %s: choose %s, %s or %s", s.plan.Launch, launchProcess, launchDocker, launchNone)
+	}
 	switch s.plan.Route {
 	case "", "completions", "chat":
 	default:
@@ -276,6 +287,8 @@ func (s *setup) checkServers() error {
 	for _, b := range s.backendsInUse() {
 		switch {
 		case b.server == nil:
+		case s.plan.Launch == launchNone && s.plan.Endpoints[b.name] == "":
+			return refuse("--launch none: %s has no --endpoint %s=URL; give one, or choose other --backends", b.name, b.name)
 		case s.plan.Route == "chat" && b.server.ChatRoute == "":
 			return refuse("--route chat: %s has no chat route; choose other --backends", b.name)
 		case b.server.NoIgnoreEOS && (s.plan.IgnoreEOS || s.plan.Sweep()):

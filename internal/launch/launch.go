@@ -38,6 +38,14 @@ type Spec struct {
 	// base URL: a server may answer before it can do its work. Its error is
 	// Start's.
 	Ready func(ctx context.Context, endpoint string) error
+	// Pid, if not nil, tells once the server is ready which process does its
+	// work, where that is no descendant of the one started (a container's).
+	Pid func(ctx context.Context) (int, error)
+	// Remove, if not empty, is a command that removes what may outlive the
+	// process (docker rm -f NAME). It is run when the process has ended, and
+	// also when this process is killed; that there is nothing left is no error.
+	Remove []string
+
 	Grace time.Duration // between asking and killing in Stop; 0: 5 seconds
 }
 
@@ -51,6 +59,7 @@ type Server struct {
 	exit  string        // how it ended; read after done
 	ready time.Duration
 	guard io.WriteCloser // stdin of the guard, nil if there is none
+	inner int            // Spec.Pid's answer; 0: none
 	stop  sync.Mutex
 	gone  bool // Stop has done its work
 }
@@ -132,12 +141,15 @@ func start(ctx context.Context, spec Spec, port int) (*Server, error) {
 	if err := <-started; err != nil {
 		return nil, fmt.Errorf("cannot start %s: %w", spec.Name, err)
 	}
-	s.guard = startGuard(s.cmd.Process.Pid)
+	s.guard = startGuard(s.cmd.Process.Pid, spec.Remove)
 	err = s.await(ctx)
 	if err == nil && spec.Ready != nil {
 		limited, cancel := context.WithTimeout(ctx, spec.ReadyTimeout)
 		err = spec.Ready(limited, s.Endpoint())
 		cancel()
+	}
+	if err == nil && spec.Pid != nil {
+		s.inner, err = spec.Pid(ctx)
 	}
 	if err != nil {
 		// The log is read before Stop adds the server's farewell to it.
@@ -175,9 +187,9 @@ func (s *Server) run(started chan<- error) {
 // not the workers that it started. The guard waits for a line on its stdin; a
 // line means that all is over, end-of-file that we are dead. Without a shell
 // there is no guard.
-func startGuard(group int) io.WriteCloser {
-	const script = `read -r over && exit 0; kill -s KILL -- "-$1" 2>/dev/null`
-	cmd := exec.Command("/bin/sh", "-c", script, "nativebench-guard", strconv.Itoa(group))
+func startGuard(group int, remove []string) io.WriteCloser {
+	const script = `read -r over && exit 0; kill -s KILL -- "-$1" 2>/dev/null; shift; [ $# = 0 ] || "$@" >/dev/null 2>&1`
+	cmd := exec.Command("/bin/sh", append([]string{"-c", script, "nativebench-guard", strconv.Itoa(group)}, remove...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // out of reach of Ctrl-C
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
@@ -309,13 +321,16 @@ func (s *Server) PIDs() []int {
 	return pids
 }
 
-// Root returns the server's own process, from which all others of it descend,
-// or nothing once it has ended. Unlike PIDs it costs nothing.
+// Root returns the processes from which all others of the server descend, its
+// own and, if there is one, Spec.Pid's, or nothing once it has ended. Unlike PIDs it costs nothing.
 func (s *Server) Root() []int {
 	select {
 	case <-s.done:
 		return nil
 	default:
+		if s.inner > 0 {
+			return []int{s.cmd.Process.Pid, s.inner}
+		}
 		return []int{s.cmd.Process.Pid}
 	}
 }
@@ -364,9 +379,29 @@ func (s *Server) Stop(ctx context.Context) error {
 		}
 		ctx = context.WithoutCancel(ctx)
 	}
+	if err := s.remove(ctx); err != nil {
+		return err
+	}
 	s.gone = true
 	if s.guard != nil {
 		_ = s.guard.Close() // nothing is left for it to do
+	}
+	return nil
+}
+
+// removeLimit bounds Spec.Remove.
+const removeLimit = time.Minute
+
+// remove runs Spec.Remove.
+func (s *Server) remove(ctx context.Context) error {
+	if len(s.spec.Remove) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeLimit)
+	defer cancel()
+	said, err := exec.CommandContext(ctx, s.spec.Remove[0], s.spec.Remove[1:]...).CombinedOutput()
+	if err != nil && !strings.Contains(string(said), "No such container") {
+		return fmt.Errorf("%s has ended, but what it ran in may be left: %s: %w (%s): remove it by hand", s.spec.Name, strings.Join(s.spec.Remove, " "), err, strings.TrimSpace(string(said)))
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package launch
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -75,7 +76,9 @@ func serve(role, port string) {
 
 // launcher starts a server, says which processes it has, and waits to be killed.
 func launcher(log string) {
-	s, err := Start(context.Background(), spec(log, "serve family"))
+	how := spec(log, "serve family")
+	how.Remove = []string{"/bin/sh", "-c", `echo removed >"$0"`, log + ".removed"}
+	s, err := Start(context.Background(), how)
 	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)
@@ -347,7 +350,8 @@ func TestKilledLauncherLeavesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(self, logPath(t))
+	log := logPath(t)
+	cmd := exec.Command(self, log)
 	cmd.Env = append(os.Environ(), roleVar+"=launcher")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -388,6 +392,46 @@ func TestKilledLauncherLeavesNothing(t *testing.T) {
 		_ = syscall.Kill(p.pid, syscall.SIGKILL)
 	}
 	gone(t, escaped)
+	for range 1000 { // the guard runs it after it has killed the group
+		if _, err := os.Stat(log + ".removed"); err == nil {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Error("what outlives the process was not removed")
+}
+
+func TestReadyPidAndRemove(t *testing.T) {
+	asked, removed := "", filepath.Join(t.TempDir(), "removed")
+	how := spec(logPath(t), "serve")
+	how.Ready = func(_ context.Context, endpoint string) error { asked = endpoint; return nil }
+	how.Pid = func(context.Context) (int, error) { return 4321, nil }
+	how.Remove = []string{"/bin/sh", "-c", `echo removed >"$0"`, removed}
+	s, err := Start(t.Context(), how)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := s.Root(); asked != s.Endpoint() || len(got) != 2 || got[1] != 4321 {
+		t.Errorf("asked %q at %q, roots %v", asked, s.Endpoint(), got)
+	}
+	if err := s.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(removed); err != nil {
+		t.Error(err)
+	}
+
+	how.Ready = func(context.Context, string) error { return errors.New("it makes no token") }
+	if _, err := Start(t.Context(), how); err == nil || !strings.Contains(err.Error(), "it makes no token") || !strings.Contains(err.Error(), "last lines of") {
+		t.Errorf("a server that makes no token: %v", err)
+	}
+	how.Ready, how.Remove = nil, []string{"/bin/sh", "-c", "echo daemon is away; exit 1"}
+	if s, err = Start(t.Context(), how); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Stop(t.Context()); err == nil || !strings.Contains(err.Error(), "daemon is away") {
+		t.Errorf("a removal that fails: %v", err)
+	}
 }
 
 func TestTail(t *testing.T) {

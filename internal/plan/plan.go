@@ -45,6 +45,9 @@ type Plan struct {
 	Endpoints    map[string]string `json:"endpoints,omitempty"`
 	KeyVariables map[string]string `json:"key_variables,omitempty"`
 	ServedModels map[string]string `json:"served_models,omitempty"`
+	// Launch is how servers without an endpoint are started: "process", "docker"
+	// (those that have an image; the others as processes), "none". "" is process.
+	Launch string `json:"launch,omitempty"`
 	// Route is what servers are asked through: "completions", with the prompt
 	// rendered here, or "chat", where the server renders it. "" is completions.
 	Route string `json:"route,omitempty"`
