@@ -356,6 +356,33 @@ func TestFailedStartsCountForTheirModelOnly(t *testing.T) {
 	}
 }
 
+// Where servers would share a GPU, the others are stopped before one starts.
+func TestOneServerAtATime(t *testing.T) {
+	running, most := 0, 0
+	server := func(name string) backend {
+		return backend{name: name, ready: func(context.Context, place) (*seat, error) {
+			running++
+			most = max(most, running)
+			return &seat{stop: func(context.Context) error { running--; return nil }}, nil
+		}}
+	}
+	for _, alone := range []bool{false, true} {
+		s := newSeats(func(_, key string) place { return place{} })
+		s.alone, most = alone, 0
+		for _, name := range []string{"a", "b", "b", "a"} {
+			if _, _, _, err := s.get(t.Context(), server(name), "gpt2"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.close(); err != nil || running != 0 {
+			t.Errorf("alone %v: %d are left, %v", alone, running, err)
+		}
+		if want := map[bool]int{false: 2, true: 1}[alone]; most != want {
+			t.Errorf("alone %v: %d at once, want %d", alone, most, want)
+		}
+	}
+}
+
 func TestOwnPrompts(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "mine.jsonl")

@@ -83,6 +83,7 @@ func doctorChecks(known registry) []doctorCheck {
 		checks = append(checks, doctorCheck{"engine", b.name, b.server == nil || b.server.Python == "", lookBackend(b)})
 	}
 	return append(checks,
+		doctorCheck{"engine", "docker", false, lookDocker},
 		doctorCheck{"engine", "vocabularies", true, lookVocabularies},
 		doctorCheck{"engine", "gpu", false, lookGPU},
 		doctorCheck{"engine", "llama-bench", false, lookLlamaBench},
@@ -278,6 +279,13 @@ func lookBackend(b backend) func(patient) (verdict, string, string) {
 		}
 		return verdictMissing, oneLine(err), "without it compare has no served side"
 	}
+}
+
+func lookDocker(patient) (verdict, string, string) {
+	if err := dockerAnswers("a server"); err != nil {
+		return verdictMissing, "no docker engine answers", "--launch docker, for vllm and tgi, cannot be used"
+	}
+	return verdictOK, "a docker engine answers: --launch docker can be used", ""
 }
 
 func lookVocabularies(p patient) (verdict, string, string) {

@@ -35,6 +35,7 @@ type execution struct {
 // result; an error means that results cannot be kept any more.
 func (x *execution) run(todo []int) (err error) {
 	x.seats = newSeats(x.place)
+	x.seats.alone = hasGPU() && x.engine.GPULayers != 0
 	x.left = len(todo)
 	defer func() {
 		x.show.clear()

@@ -18,10 +18,12 @@ const stopGrace = 10 * time.Second
 const startTries = 2
 
 // seats keeps the backends that are ready, one for each name. Servers are
-// started when first needed and stay, idle between their cells.
+// started when first needed and stay, idle between their cells, except where
+// there is a GPU: a server holds its memory, so the others are stopped first.
 type seats struct {
 	place  func(backendName, modelKey string) place
 	taken  map[string]*keptSeat // by name
+	alone  bool                 // only one server at a time: they would share a GPU
 	failed map[served]int       // failures to become ready in a row
 	why    map[served]error
 }
@@ -51,6 +53,13 @@ func (s *seats) get(ctx context.Context, b backend, model string) (kept *keptSea
 			return have, false, "", nil
 		} else {
 			s.drop(ctx, b.name)
+		}
+	}
+	if s.alone {
+		for name := range s.taken {
+			if err := s.drop(ctx, name); err != nil {
+				return nil, false, died, fmt.Errorf("%s would share the GPU with %s, which could not be stopped: %w", b.name, name, err)
+			}
 		}
 	}
 	what := served{b.name, model}
