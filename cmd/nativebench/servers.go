@@ -31,6 +31,9 @@ import (
 // more before it answers.
 const readyTimeout = 10 * time.Minute
 
+// attachTimeout bounds the first token of a server that runs already.
+const attachTimeout = 2 * time.Minute
+
 // pythonVar names, with a Python environment's name appended in capitals, the
 // variable that holds another directory of it.
 const pythonVar = "NATIVEBENCH_PYTHON_"
@@ -97,7 +100,9 @@ func attach(ctx context.Context, row httpbackends.Server, p place) (*seat, error
 		Endpoint: p.endpoint, Model: p.servedModel, Chat: p.chat, PrefixCache: p.prefixCache,
 		Insecure: p.insecure, KeyVariable: p.keyVariable, Context: p.context,
 	}
-	if err := oneToken(ctx, spec.config(row)); err != nil {
+	limited, cancel := context.WithTimeout(ctx, attachTimeout)
+	defer cancel()
+	if err := oneToken(limited, spec.config(row)); err != nil {
 		return nil, err
 	}
 	metrics, err := metricsOf(spec.config(row))
