@@ -28,7 +28,7 @@ func openAIServer() Server {
 			"it does not tell its version",
 		},
 		Identify: func(info *bench.Info, get func(path string, into any) error) error {
-			info.Version = "not told"
+			info.Version = "version not told"
 			return openAIModels(info, get)
 		},
 	}

@@ -217,7 +217,7 @@ func TestIdentify(t *testing.T) {
 			bench.Info{Model: "gpt2", Version: "5.23.0", Build: "torch 2.13.0", Context: 1024, DType: "float32", Params: 124439808},
 			"",
 		},
-		{transformersServe(), "m", nil, bench.Info{Model: "m", Version: "not told"}, ""},
+		{transformersServe(), "m", nil, bench.Info{Model: "m", Version: "version not told"}, ""},
 		{
 			sglangServer(), "",
 			map[string]string{"/get_server_info": `{"version":"0.5.0","dtype":"auto","max_running_requests":48}`, "/v1/models": `{"data":[{"id":"m","root":"/m","max_model_len":4096}]}`},
@@ -244,7 +244,7 @@ func TestIdentify(t *testing.T) {
 			"",
 		},
 		{openAIServer(), "", map[string]string{"/v1/models": `{"data":[{"id":"a"},{"id":"b"}]}`}, bench.Info{}, "2 models (a, b)"},
-		{openAIServer(), "b", map[string]string{"/v1/models": `{"data":[{"id":"a"},{"id":"b"}]}`}, bench.Info{Model: "b", Version: "not told"}, ""},
+		{openAIServer(), "b", map[string]string{"/v1/models": `{"data":[{"id":"a"},{"id":"b"}]}`}, bench.Info{Model: "b", Version: "version not told"}, ""},
 	} {
 		info := bench.Info{Model: tc.asked}
 		err := tc.row.Identify(&info, func(path string, into any) error {

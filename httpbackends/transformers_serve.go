@@ -31,7 +31,7 @@ func transformersServe() Server {
 		},
 		EndsAfterFinish: true,
 		Identify: func(info *bench.Info, _ func(string, any) error) error {
-			info.Version = "not told"
+			info.Version = "version not told"
 			return nil
 		},
 		Weights: HuggingFace,

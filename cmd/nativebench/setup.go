@@ -308,7 +308,13 @@ func (s *setup) notes() []string {
 		for _, b := range list {
 			names = append(names, b.name)
 		}
-		notes = append(notes, fmt.Sprintf("%s: computing in float32, which is what they do best on a CPU; native and llama-server compute with %s weights", strings.Join(names, ", "), strings.ToUpper(s.dtype)))
+		var types []string
+		for _, key := range s.plan.Models {
+			if m := s.models[key]; m != nil && !slices.Contains(types, m.file.DType) {
+				types = append(types, m.file.DType)
+			}
+		}
+		notes = append(notes, fmt.Sprintf("%s: computing in float32, which is what they do best on a CPU; native and llama-server compute with %s weights", strings.Join(names, ", "), strings.Join(types, ", ")))
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.plan.Endpoints)) {
 		notes = append(notes, fmt.Sprintf("%s runs at %s and was not started here: that it serves %s with these weights, and with its caches off, was not checked", name, s.plan.Endpoints[name], strings.Join(s.plan.Models, ", ")))
