@@ -19,7 +19,7 @@ func arrows() map[string][]string {
 		"internal/gguf":            {},
 		"internal/telemetry":       {},
 		"internal/launch":          {},
-		"internal/synth":           {"internal/gguf"},
+		"internal/synth":           {"internal/gguf", "internal/plan", "internal/bench"},
 		"internal/bench/benchtest": {"internal/bench"},
 		"internal/plan":            {"internal/bench"},
 		"internal/results":         {"internal/bench"},

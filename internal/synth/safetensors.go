@@ -48,7 +48,7 @@ func writeSafetensors(ctx context.Context, w io.Writer, tensors []tensor, seed u
 		return err
 	}
 	for _, t := range tensors {
-		if err := t.writeTo(ctx, w, seed, d, d, t.transposed); err != nil {
+		if err := t.writeTo(ctx, w, seed, form{dtype: d, stored: d, hf: true}); err != nil {
 			return err
 		}
 	}

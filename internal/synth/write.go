@@ -18,7 +18,7 @@ import (
 	"github.com/nativebench/nativebench/internal/gguf"
 )
 
-func (j *job) ggufName() string { return fmt.Sprintf("%s-synthetic-%s.gguf", j.model.key, j.dtype) }
+func (j *job) ggufName() string { return fmt.Sprintf("%s-synthetic-%s.gguf", j.model.Key, j.dtype) }
 
 // write makes all files of the model in dir and lists them, the GGUF first.
 func (j *job) write(ctx context.Context, dir string, progress Progress) ([]File, error) {
@@ -46,7 +46,7 @@ func (j *job) write(ctx context.Context, dir string, progress Progress) ([]File,
 			i := -1
 			return gguf.Write(out, kv, table, func(_ gguf.Tensor, out io.Writer) error {
 				i++ // tensors are asked for in the order of the table
-				return j.tensors[i].writeTo(ctx, out, j.seed, j.dtype, j.tensors[i].ggufDType(j.dtype), false)
+				return j.tensors[i].writeTo(ctx, out, j.seed, form{dtype: j.dtype, stored: j.tensors[i].ggufDType(j.dtype)})
 			})
 		},
 		filepath.Join(hfDir, safetensorsName): func(ctx context.Context, out io.Writer) error {
