@@ -123,6 +123,14 @@ void nb_cancel(nb_engine *e, int32_t slot) {
     });
 }
 
+nb_status nb_logits(nb_engine *e, int32_t slot, const int32_t *tokens, int32_t n, int32_t last, float *out, int64_t cap,
+                    char *err, size_t errlen) {
+    return guard(err, errlen, [&] {
+        check_handle(e);
+        e->loop.logits(slot, tokens, n, last, out, cap);
+    });
+}
+
 nb_status nb_vocab_open(const char *path, nb_vocab **out, char *err, size_t errlen) {
     return guard(err, errlen, [&] {
         check_handle(path);
@@ -177,6 +185,7 @@ const nb_api *nb_get_api(uint32_t abi) {
         nb_submit,
         nb_wait,
         nb_cancel,
+        nb_logits,
         nb_vocab_open,
         nb_vocab_close,
         nb_vocab_tokenize,

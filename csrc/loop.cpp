@@ -73,6 +73,10 @@ struct Loop::Slot {
     int64_t              since    = 0; // end of the last interval accounted for
     bool                 decoding() const { return n_past >= static_cast<int32_t>(prompt.size()); }
 
+    // Of a call of logits: where its next row goes, and how many are to come.
+    float  *rows      = nullptr; // the caller's, who waits; NULL: a request
+    int32_t rows_left = 0;
+
     // The answer. Memory for the longest possible one is reserved once; pages
     // are touched only as far as answers reach. published counts what a waiter
     // may read; its release store is the hand-over.
@@ -131,13 +135,28 @@ Loop::Slot &Loop::at(int32_t slot) {
     return *slots_[slot];
 }
 
-void Loop::submit(int32_t slot, const nb_request &r) {
-    const int64_t t0 = now_ns();
-    Slot         &s  = at(slot);
+Loop::Slot &Loop::free_slot(int32_t slot) {
+    Slot &s = at(slot);
     if (!(s.published.load(std::memory_order_acquire) & Slot::kEndedBit)) {
         throw Error(NB_BUSY, "slot " + std::to_string(slot) + " still answers another request: wait for its end first");
     }
-    s.used = false; // what a wait would find is gone, also when this one is refused
+    s.used = false; // what a wait would find is gone, also when the next one is refused
+    return s;
+}
+
+void Loop::put_tokens(Slot &s, const int32_t *tokens, int64_t n) {
+    s.prompt.assign(tokens, tokens + n);
+    for (int32_t id : s.prompt) {
+        if (id < 0 || id >= model_->vocab().n_vocab()) {
+            throw Error(NB_INVALID, "prompt token " + std::to_string(id) + " is not in the vocabulary of " +
+                                        std::to_string(model_->vocab().n_vocab()));
+        }
+    }
+}
+
+void Loop::submit(int32_t slot, const nb_request &r) {
+    const int64_t t0 = now_ns();
+    Slot         &s  = free_slot(slot);
     if (r.max_tokens < 1) throw Error(NB_INVALID, "max_tokens is " + std::to_string(r.max_tokens) + "; it must be at least 1");
     if (!(r.temperature >= 0) || !std::isfinite(r.temperature))
         throw Error(NB_INVALID, "temperature must be 0 (greedy) or above");
@@ -148,13 +167,7 @@ void Loop::submit(int32_t slot, const nb_request &r) {
 
     s.prompt.clear();
     if (r.tokens) {
-        s.prompt.assign(r.tokens, r.tokens + r.prompt_len);
-        for (int32_t id : s.prompt) {
-            if (id < 0 || id >= model_->vocab().n_vocab()) {
-                throw Error(NB_INVALID, "prompt token " + std::to_string(id) + " is not in the vocabulary of " +
-                                            std::to_string(model_->vocab().n_vocab()));
-            }
-        }
+        put_tokens(s, r.tokens, r.prompt_len);
     } else if (r.prompt) {
         model_->vocab().tokenize({r.prompt, static_cast<size_t>(r.prompt_len)}, r.flags, &s.prompt);
     }
@@ -166,6 +179,12 @@ void Loop::submit(int32_t slot, const nb_request &r) {
                                     " do not fit the slot's context of " + std::to_string(model_->n_ctx_slot()) + " tokens");
     }
 
+    s.rows = nullptr;
+    queue(s, r, t0);
+}
+
+// queue hands a slot, whose tokens are in place, to the loop.
+void Loop::queue(Slot &s, const nb_request &r, int64_t t0) {
     s.req        = r;
     s.req.prompt = nullptr; // the caller's memory is not kept
     s.req.tokens = nullptr;
@@ -224,6 +243,29 @@ void Loop::wait(int32_t slot, int32_t seen, int64_t timeout_ns, nb_result *out) 
     if (late) throw Error(NB_TIMEOUT, "the time limit passed; the request goes on");
 }
 
+void Loop::logits(int32_t slot, const int32_t *tokens, int32_t n, int32_t last, float *out, int64_t cap) {
+    const int64_t t0 = now_ns();
+    Slot         &s  = free_slot(slot);
+    if (!tokens || n < 1) throw Error(NB_INVALID, "logits need at least one token to follow");
+    if (last < 1 || last > n)
+        throw Error(NB_INVALID, "logits after the last " + std::to_string(last) + " of " + std::to_string(n) + " tokens");
+    const int64_t need = static_cast<int64_t>(last) * model_->vocab().n_vocab();
+    if (!out || cap < need)
+        throw Error(NB_INVALID, std::to_string(need) + " logits do not fit the room for " + std::to_string(cap));
+    if (n > model_->n_ctx_slot()) {
+        throw Error(NB_CONTEXT, "the sequence has " + std::to_string(n) + " tokens, over the slot's context of " +
+                                    std::to_string(model_->n_ctx_slot()));
+    }
+    put_tokens(s, tokens, n);
+    s.rows      = out;
+    s.rows_left = last;
+    queue(s, nb_request{}, t0);
+    nb_result r;
+    wait(slot, INT32_MAX, -1, &r);
+    s.used = false; // there is no answer to wait for
+    if (r.finish == NB_FINISH_CANCELLED) throw Error(NB_CANCELLED, "computing logits was cancelled");
+}
+
 void Loop::cancel(int32_t slot) { at(slot).cancel.store(true, std::memory_order_relaxed); }
 
 // run is the loop's thread: take in new requests, one decode step for all slots
@@ -271,19 +313,18 @@ void Loop::step(bool prefill) {
         if (s->decoding() == prefill || room == 0) continue;
         if (!prefill) {
             s->in_batch = 1;
-            wanted_.emplace_back(s, static_cast<int32_t>(batch_.size()));
+            wanted_.push_back({s, static_cast<int32_t>(batch_.size()), 1});
             batch_.push_back({s->next, s->n_past, s->id, true});
             continue;
         }
         const int32_t left = static_cast<int32_t>(s->prompt.size()) - s->n_past;
         s->in_batch        = std::min(left, room);
         room -= s->in_batch;
+        // Wanted are the last rows of the prompt, those of them that lie in this batch.
+        const int32_t skip = std::max(left - (s->rows ? s->rows_left : 1), 0);
+        if (skip < s->in_batch) wanted_.push_back({s, static_cast<int32_t>(batch_.size()) + skip, s->in_batch - skip});
         for (int32_t i = 0; i < s->in_batch; i++) {
-            batch_.push_back({s->prompt[s->n_past + i], s->n_past + i, s->id, false});
-        }
-        if (s->in_batch == left) {
-            batch_.back().logits = true;
-            wanted_.emplace_back(s, static_cast<int32_t>(batch_.size()) - 1);
+            batch_.push_back({s->prompt[s->n_past + i], s->n_past + i, s->id, i >= skip});
         }
     }
     if (batch_.empty()) return;
@@ -323,9 +364,9 @@ void Loop::step(bool prefill) {
         active_.resize(kept);
         return;
     }
-    for (auto [s, entry] : wanted_) {
+    for (auto [s, entry, rows] : wanted_) {
         try {
-            emit(*s, entry);
+            s->rows ? copy_logits(*s, entry, rows) : emit(*s, entry);
         } catch (const std::exception &e) {
             s->why = e.what();
             active_.erase(std::find(active_.begin(), active_.end(), s));
@@ -370,6 +411,16 @@ void Loop::emit(Slot &s, int32_t entry) {
     }
     active_.erase(std::find(active_.begin(), active_.end(), &s));
     finish(s, how);
+}
+
+// copy_logits hands rows to the caller of logits, and the slot back after the last.
+void Loop::copy_logits(Slot &s, int32_t entry, int32_t rows) {
+    const size_t n = model_->vocab().n_vocab();
+    for (int32_t i = 0; i < rows; i++, s.rows += n) std::memcpy(s.rows, model_->logits(entry + i), n * sizeof(float));
+    s.rows_left -= rows;
+    if (s.rows_left > 0) return;
+    active_.erase(std::find(active_.begin(), active_.end(), &s));
+    finish(s, NB_FINISH_LENGTH);
 }
 
 // append adds a token's text, held back to the last whole UTF-8 sequence.

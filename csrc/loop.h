@@ -87,27 +87,36 @@ class Loop {
     void submit(int32_t slot, const nb_request &r);
     void wait(int32_t slot, int32_t seen, int64_t timeout_ns, nb_result *out);
     void cancel(int32_t slot);
+    void logits(int32_t slot, const int32_t *tokens, int32_t n, int32_t last, float *out, int64_t cap);
 
     const Model &model() const { return *model_; }
 
   private:
     struct Slot;
+    struct Wanted { // logits of a batch, from entry on
+        Slot   *slot;
+        int32_t entry, rows;
+    };
 
     Slot &at(int32_t slot);
+    Slot &free_slot(int32_t slot);
+    void  put_tokens(Slot &s, const int32_t *tokens, int64_t n);
+    void  queue(Slot &s, const nb_request &r, int64_t t0);
     void  run();
     bool  admit();
     void  step(bool prefill);
     void  emit(Slot &s, int32_t entry);
+    void  copy_logits(Slot &s, int32_t entry, int32_t rows);
     void  append(Slot &s, int32_t id, int64_t t, bool visible);
     void  finish(Slot &s, int32_t how);
 
-    std::unique_ptr<Model>                  model_;
-    const int32_t                           chunk_;
-    Sampler                                 sampler_;
-    std::vector<std::unique_ptr<Slot>>      slots_;
-    std::vector<Slot *>                     active_; // of the loop's thread; oldest first
-    std::vector<Entry>                      batch_;
-    std::vector<std::pair<Slot *, int32_t>> wanted_; // whose logits, at which entry
+    std::unique_ptr<Model>             model_;
+    const int32_t                      chunk_;
+    Sampler                            sampler_;
+    std::vector<std::unique_ptr<Slot>> slots_;
+    std::vector<Slot *>                active_; // of the loop's thread; oldest first
+    std::vector<Entry>                 batch_;
+    std::vector<Wanted>                wanted_; // at most one a slot
 
     std::mutex              mutex_; // guards queued_, stop_ and the hand-over of slots
     std::condition_variable wake_;

@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define NB_ABI 1
+#define NB_ABI 2
 
 typedef int32_t nb_status;
 enum {
@@ -166,6 +166,12 @@ typedef struct {
     nb_status (*wait)(nb_engine *e, int32_t slot, int32_t seen, int64_t timeout_ns, nb_result *out, char *err, size_t errlen);
     // cancel ends the slot's request at the next token; wait then sees it ended.
     void (*cancel)(nb_engine *e, int32_t slot);
+    // logits evaluates n token ids in a slot, from an empty cache, beside what
+    // the other slots do, and writes the logits after each of the last `last`
+    // of them: last rows of info's n_vocab floats, unscaled and unmasked. Waits
+    // for the end; the slot is empty again after it. Room in out: cap floats.
+    nb_status (*logits)(nb_engine *e, int32_t slot, const int32_t *tokens, int32_t n, int32_t last, float *out, int64_t cap,
+                        char *err, size_t errlen);
 
     nb_status (*vocab_open)(const char *gguf_path, nb_vocab **out, char *err, size_t errlen);
     void (*vocab_close)(nb_vocab *v);

@@ -201,10 +201,17 @@ func (e *Engine) Memory() []bench.MemoryPart {
 // CountTokens returns the number of prompt tokens of text, BOS included where
 // the model's tokenizer adds one. Any goroutine may call it.
 func (e *Engine) CountTokens(text string) (int, error) {
-	ids, err := tokenize(text, e.addBOS, func(t *C.char, n C.int64_t, flags C.uint32_t, ids *C.int32_t, room C.int32_t, count *C.int32_t, msg message) C.nb_status {
+	ids, err := e.Tokenize(text)
+	return len(ids), err
+}
+
+// Tokenize returns the ids that a request with this prompt has: BOS included
+// where the model's tokenizer adds one, special tokens in the text parsed. Any
+// goroutine may call it.
+func (e *Engine) Tokenize(text string) ([]int32, error) {
+	return tokenize(text, e.addBOS, func(t *C.char, n C.int64_t, flags C.uint32_t, ids *C.int32_t, room C.int32_t, count *C.int32_t, msg message) C.nb_status {
 		return C.api_tokenize(e.lib.api, e.handle, t, n, flags, ids, room, count, msg.buf, errLen)
 	})
-	return len(ids), err
 }
 
 // Close cancels what runs and frees the model. Sessions must be closed before.

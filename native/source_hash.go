@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "bf97e1b426f5364ab7f808c4546f72be37cfc7c6c2aa0a3cee3abae3583ca252"
+const SourceHash = "e5d099b595062ca87a873ddda12d0c29bc45b0d5d7c72ef4d6586d45f0ab47db"
