@@ -31,8 +31,13 @@ type Spec struct {
 	// VocabPath, if set, is the file itself.
 	VocabDir, VocabPath string
 
+	// GGUFOnly leaves the Hugging Face directory out, which is half of the bytes.
+	// It is written when a later Spec asks for it.
+	GGUFOnly bool
+
 	// Layers and Width, if not 0, make a relative of another size, for tests.
-	// Width must be a multiple of the model's head size.
+	// Width must be a multiple of the model's head size, times the heads that
+	// share a key.
 	Layers, Width int
 }
 
@@ -59,6 +64,9 @@ type job struct {
 	dtype   DType
 	vocab   *vocabulary
 	tensors []tensor
+	hf      bool // make the Hugging Face directory
+
+	shardBytes int64
 }
 
 func (s Spec) resolve() (*job, error) {
@@ -87,7 +95,7 @@ func (s Spec) resolve() (*job, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &job{model: m, seed: s.Seed, dtype: d, vocab: v, tensors: m.arch.tensors(m.Shape, m.Context, v.quiet)}, nil
+	return &job{model: m, seed: s.Seed, dtype: d, vocab: v, tensors: m.arch.tensors(m.Shape, m.Context, v.quiet), hf: !s.GGUFOnly, shardBytes: mostShardBytes}, nil
 }
 
 func (j *job) params() (n int64) {
@@ -113,7 +121,7 @@ type Result struct {
 	Files  []File `json:"files"` // of all the directory, the GGUF first
 
 	GGUF   string `json:"-"` // path of the GGUF file
-	HFDir  string `json:"-"` // path of the Hugging Face directory
+	HFDir  string `json:"-"` // path of the Hugging Face directory; "" if there is none
 	SHA256 string `json:"-"` // of the GGUF file, in hexadecimal
 	Bytes  int64  `json:"-"` // size of the GGUF file
 	Reused bool   `json:"-"` // nothing was written: it was there already
@@ -160,11 +168,15 @@ func Write(ctx context.Context, s Spec, dir string, progress Progress) (*Result,
 		return nil, err
 	}
 	defer st.close()
+	var had []File
 	if r, err := Open(dir); err == nil && r.Identity == j.identity() {
-		r.Reused = true
-		return r, nil
+		if r.HFDir != "" || s.GGUFOnly {
+			r.Reused = true
+			return r, nil
+		}
+		had = r.Files
 	}
-	if err := st.write(ctx, j, progress); err != nil {
+	if err := st.write(ctx, j, had, progress); err != nil {
 		return nil, fmt.Errorf("writing synthetic weights of %s to %s: %w", s.Model, dir, err)
 	}
 	return Open(dir)
