@@ -141,6 +141,12 @@ func (s *setup) header(w io.Writer, todo []int) {
 				row("", "synthetic weights: random numbers in the model's real shape; speed and memory are")
 				row("", "real, the text that comes out means nothing")
 			}
+			if m.file.Relative != "" {
+				row("", "NOT %s itself but a relative of it: %s", m.Name, m.file.Relative)
+			}
+			if m.shape.Vocabulary != "" {
+				row("", "vocabulary: %s", m.shape.Vocabulary)
+			}
 		} else {
 			row("model", "%s", key)
 		}

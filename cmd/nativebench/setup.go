@@ -35,6 +35,8 @@ type setup struct {
 	weights   string // "synthetic" or a path
 	hfDir     string // the same as a Hugging Face directory; "": none
 	dtype     string // of synthetic weights
+	layers    int    // of synthetic weights; 0: the model's
+	width     int    // of synthetic weights; 0: the model's
 	out       string
 	format    string
 	yes       bool
@@ -52,6 +54,7 @@ func newSetup(c *cli.Context, known registry, base plan.Plan) *setup {
 	s := &setup{
 		known: known, plan: base,
 		engineDir: c.String("engine-dir"), weights: c.String("weights"), hfDir: absolute(c.String("hf-dir")), dtype: c.String("dtype"),
+		layers: c.Int("layers"), width: c.Int("width"),
 		out: c.String("out"), format: c.String("format"), yes: c.Bool("yes"),
 	}
 	applyPlanFlags(c, &s.plan)

@@ -92,6 +92,9 @@ type Clock struct {
 	EventsBefore int `json:"events_before,omitempty"`
 }
 
+// TokenizerInFile is Model.Tokenizer where the file holds the model's own.
+const TokenizerInFile = "in the model's file"
+
 // Model is what was loaded.
 type Model struct {
 	Key       string `json:"key"`
@@ -103,7 +106,11 @@ type Model struct {
 	DType     string `json:"dtype"`
 	Synthetic bool   `json:"synthetic"`
 	Seed      uint64 `json:"seed,omitempty"`      // of the synthetic weights
-	Tokenizer string `json:"tokenizer,omitempty"` // where the vocabulary came from
+	Tokenizer string `json:"tokenizer,omitempty"` // TokenizerInFile, or what stands in for the model's own
+	Layers    int    `json:"layers,omitempty"`
+	Width     int    `json:"width,omitempty"` // elements of a token's embedding
+	// Relative says in what the shape is not the model's, "2 of 32 layers".
+	Relative string `json:"relative,omitempty"`
 }
 
 // Backend is a backend of this run with what it cost to start.
