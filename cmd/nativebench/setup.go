@@ -47,6 +47,8 @@ type setup struct {
 	machine      telemetry.Machine
 	models       map[string]*model // by key; of backends that hold weights
 	prompts      promptBook
+	counts       []results.PromptCount // how they were counted, by model
+	countNotes   []string
 }
 
 // newSetup reads the flags onto base, the plan that they change.
@@ -113,6 +115,9 @@ func (s *setup) check() error {
 		if err := check(); err != nil {
 			return usageError{err}
 		}
+	}
+	if err := s.checkVocab(); err != nil {
+		return err
 	}
 	return s.checkWeights()
 }
@@ -322,6 +327,12 @@ func (s *setup) notes() []string {
 	for _, name := range slices.Sorted(maps.Keys(s.plan.Endpoints)) {
 		notes = append(notes, fmt.Sprintf("%s runs at %s and was not started here: that it serves %s with these weights, and with its caches off, was not checked", name, s.plan.Endpoints[name], strings.Join(s.plan.Models, ", ")))
 	}
+	for _, c := range s.counts {
+		if !c.Exact {
+			notes = append(notes, fmt.Sprintf("%s: the lengths of its prompts are %s", c.Model, countText(c)))
+		}
+	}
+	notes = append(notes, s.countNotes...)
 	if s.plan.PrefixCache {
 		notes = append(notes, "servers may reuse the KV cache of earlier prompts (--prefix-cache); native never does, so first tokens compare different work")
 	}

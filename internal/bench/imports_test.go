@@ -20,6 +20,7 @@ func arrows() map[string][]string {
 		"internal/telemetry":       {},
 		"internal/launch":          {},
 		"internal/synth":           {"internal/gguf", "internal/plan", "internal/bench"},
+		"internal/tokenizer":       {"internal/gguf"},
 		"internal/bench/benchtest": {"internal/bench"},
 		"internal/plan":            {"internal/bench"},
 		"internal/results":         {"internal/bench"},
