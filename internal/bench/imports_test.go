@@ -20,6 +20,8 @@ func arrows() map[string][]string {
 		"internal/telemetry":       {},
 		"internal/launch":          {},
 		"internal/synth":           {"internal/gguf"},
+		"internal/hub":             {},
+		"internal/hub/hubtest":     {},
 		"internal/bench/benchtest": {"internal/bench"},
 		"internal/plan":            {"internal/bench"},
 		"internal/results":         {"internal/bench"},
