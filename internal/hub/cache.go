@@ -199,7 +199,11 @@ func openSnapshot(cache, repo, commit string) (*Snapshot, error) {
 		slices.Sort(all)
 	}
 	wanted, err := choose(all, func(index string) ([]byte, error) {
-		return readBounded(filepath.Join(dir, filepath.FromSlash(index)), maxIndexBytes)
+		text, err := readBounded(filepath.Join(dir, filepath.FromSlash(index)), maxIndexBytes)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = errors.New("it is not there")
+		}
+		return text, err
 	})
 	if err != nil {
 		return nil, missing("%v", err)
