@@ -98,6 +98,8 @@ func (c *Client) netFailure(ctx context.Context, host string, err error) error {
 		e := failure(NoNetwork, "the name %s cannot be resolved (%w): check the network, or set HF_ENDPOINT to a mirror, or use a model that is in the cache", host, err)
 		e.temporary = dns.IsTemporary && !dns.IsNotFound
 		return e
+	case errors.Is(err, http.ErrSchemeMismatch):
+		return failure(BadTLS, "%s speaks http, not https: check HF_ENDPOINT", host)
 	case errors.As(err, &authority), errors.As(err, &hostname), errors.As(err, &invalid), errors.As(err, &verify), errors.As(err, &record), errors.As(err, &alert):
 		return failure(BadTLS, "the TLS connection to %s cannot be trusted (%w): if a proxy of yours stands between, set SSL_CERT_FILE to its certificates", host, err)
 	case errors.As(err, &timeout) && timeout.Timeout():

@@ -183,8 +183,8 @@ func (c *Client) plan(ctx context.Context, repo, revision string) (*Plan, error)
 	}
 	for _, name := range chosen {
 		f := listed[name]
-		if f.Bytes < 0 {
-			return nil, failure(NotAHub, "%s lists %s without its size and hash: does HF_ENDPOINT name a mirror that leaves them out?", c.endpoint.Host, name)
+		if err := c.checkListed(f); err != nil {
+			return nil, err
 		}
 		f.Here, f.Cached = c.here(p, f)
 		if slices.ContainsFunc(p.Files, func(g PlannedFile) bool { return g.Blob == f.Blob }) {
@@ -211,14 +211,25 @@ func (p *Plan) name() string { return cmp.Or(p.MovedTo, p.Repo) }
 // here tells how much of a file is in the cache, and whether all of it is.
 func (c *Client) here(p *Plan, f PlannedFile) (int64, bool) {
 	blob := filepath.Join(repoFolder(c.cache, p.Repo), "blobs", f.Blob)
-	if st, err := os.Stat(blob); err == nil && st.Mode().IsRegular() && st.Size() == f.Bytes {
+	if wholeBlob(blob, f.Bytes) {
 		return f.Bytes, true
 	}
 	return arrived(blob, f.Bytes, c.blockBytes), false
 }
 
+// checkListed refuses a file that could not be checked.
+func (c *Client) checkListed(f PlannedFile) error {
+	if f.Bytes < 0 {
+		return failure(NotAHub, "%s lists %s without its size and hash: does HF_ENDPOINT name a mirror that leaves them out?", c.endpoint.Host, f.Name)
+	}
+	return nil
+}
+
 // readIndex gives the content of an index of weights, from the cache or the hub.
 func (c *Client) readIndex(ctx context.Context, p *Plan, f PlannedFile) ([]byte, error) {
+	if err := c.checkListed(f); err != nil {
+		return nil, err
+	}
 	if f.Bytes > maxIndexBytes {
 		return nil, failure(NotAHub, "%s has %d bytes: too large for an index of weights", f.Name, f.Bytes)
 	}

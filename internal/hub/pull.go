@@ -3,6 +3,7 @@ package hub
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -133,6 +134,11 @@ func (p *pull) report(progress Progress) (stop func()) {
 // file has one file's blob made, unless it is there.
 func (p *pull) file(ctx context.Context, f PlannedFile) error {
 	blob := filepath.Join(repoFolder(p.cache, p.plan.Repo), "blobs", f.Blob)
+	if wholeBlob(blob, f.Bytes) {
+		p.done.Add(f.Bytes - f.Here)
+		os.Remove(blocksPath(blob)) // of a process that ended just after the blob was whole
+		return nil                  // without a lock: the cache may be one that can only be read
+	}
 	unlock, err := lockBlob(ctx, p.cache, p.plan.Repo, f.Blob, func() { p.say("waiting for another download of %s", f.Name) })
 	if err != nil {
 		return diskFailure(p.cache, err)
@@ -140,7 +146,7 @@ func (p *pull) file(ctx context.Context, f PlannedFile) error {
 	defer unlock()
 	counted := f.Here
 	for range 2 {
-		if st, err := os.Stat(blob); err == nil && st.Size() == f.Bytes {
+		if wholeBlob(blob, f.Bytes) {
 			p.done.Add(f.Bytes - counted)
 			return nil
 		}
@@ -168,6 +174,13 @@ func (p *pull) file(ctx context.Context, f PlannedFile) error {
 		}
 	}
 	return failure(Corrupted, "%s arrived damaged twice: it is not what the hub's hash says (%.12s…). It was dropped; try again later, or over another network or HF_ENDPOINT", f.Name, f.Blob)
+}
+
+// wholeBlob tells whether a blob is there. What has its name was complete when
+// it got it; that the size is right is checked all the same.
+func wholeBlob(blob string, bytes int64) bool {
+	st, err := os.Stat(blob)
+	return err == nil && st.Mode().IsRegular() && st.Size() == bytes
 }
 
 // fill fetches the missing blocks, and tells whether the content matches its
@@ -383,7 +396,13 @@ func (s *source) read(ctx context.Context, from, to int64, take func(io.Reader) 
 	if r.ContentLength >= 0 && r.ContentLength != to-from {
 		return failure(Corrupted, "%s sends %d bytes of %s where %d were asked for: try again later", host, r.ContentLength, s.file.Name, to-from).again()
 	}
-	err = take(watched(r.Body))
+	body := watched(r.Body)
+	if err = take(body); err == nil {
+		// The end of the body also frees the connection for the next request.
+		if n, _ := io.ReadFull(body, make([]byte, 1)); n > 0 {
+			return failure(Corrupted, "%s sends more of %s than the %d bytes that were asked for: try again later", host, s.file.Name, to-from)
+		}
+	}
 	var known *Error
 	var path *os.PathError
 	if err == nil || errors.As(err, &known) || errors.As(err, &path) {
@@ -411,7 +430,7 @@ func (p *pull) link() error {
 		if st, err := os.Stat(name); err == nil && st.Size() == f.Bytes {
 			continue // of an earlier download, or a copy on a disk without links
 		}
-		if err := replaceBy(name, func(temporary string) error { return os.Symlink(target, temporary) }); err != nil {
+		if err := p.replace(name, func(temporary string) error { return os.Symlink(target, temporary) }); err != nil {
 			return err
 		}
 	}
@@ -425,7 +444,10 @@ func (p *pull) link() error {
 	if err := os.MkdirAll(filepath.Dir(ref), 0o777); err != nil {
 		return err
 	}
-	return replaceBy(ref, func(temporary string) error { return os.WriteFile(temporary, []byte(p.plan.Revision), 0o666) })
+	if text, err := os.ReadFile(ref); err == nil && string(text) == p.plan.Revision {
+		return nil
+	}
+	return p.replace(ref, func(temporary string) error { return os.WriteFile(temporary, []byte(p.plan.Revision), 0o666) })
 }
 
 func linkOrder(f PlannedFile) int {
@@ -438,14 +460,16 @@ func linkOrder(f PlannedFile) int {
 	return 1
 }
 
-// replaceBy makes a file at path at once, out of one that make makes.
-func replaceBy(path string, make func(temporary string) error) error {
-	temporary := fmt.Sprintf("%s.%d.tmp", path, os.Getpid())
-	if err := os.Remove(temporary); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+// replace makes a file at path at once, out of one that create makes elsewhere
+// on the same disk, under a name that nobody else uses.
+func (p *pull) replace(path string, create func(temporary string) error) error {
+	temporary := filepath.Join(repoFolder(p.cache, p.plan.Repo), "blobs", rand.Text()+".nativebench.tmp")
+	err := create(temporary)
+	if err == nil {
+		err = os.Rename(temporary, path)
 	}
-	if err := make(temporary); err != nil {
-		return err
+	if err != nil {
+		os.Remove(temporary)
 	}
-	return os.Rename(temporary, path)
+	return err
 }

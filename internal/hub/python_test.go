@@ -11,9 +11,9 @@ import (
 	"github.com/nativebench/nativebench/internal/hub/hubtest"
 )
 
-// python gives a function that runs a script in the Python environment with
-// huggingface_hub and Transformers, and the hub's variables as they are now.
-func python(t *testing.T) func(script string, args ...string) string {
+// pythonCommand runs a script in the Python environment with huggingface_hub and
+// Transformers, and the hub's variables as they are when it is made.
+func pythonCommand(t *testing.T, script string, args ...string) *exec.Cmd {
 	t.Helper()
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -23,15 +23,23 @@ func python(t *testing.T) func(script string, args ...string) string {
 	if _, err := os.Stat(program); err != nil {
 		t.Skip("no Python environment (make python-transformers): ", err)
 	}
+	cmd := exec.Command(program, append([]string{"-c", script}, args...)...)
+	for _, v := range os.Environ() {
+		if _, value, _ := strings.Cut(v, "="); value != "" { // the client takes an empty variable for a set one
+			cmd.Env = append(cmd.Env, v)
+		}
+	}
+	cmd.Env = append(cmd.Env, "HF_HUB_DISABLE_TELEMETRY=1", "HF_HUB_DISABLE_PROGRESS_BARS=1", "HF_HUB_DISABLE_UPDATE_CHECK=1", "OMP_NUM_THREADS=1")
+	return cmd
+}
+
+// python gives a function that runs a script and returns what it printed.
+func python(t *testing.T) func(script string, args ...string) string {
+	t.Helper()
+	pythonCommand(t, "") // skips the test early
 	return func(script string, args ...string) string {
 		t.Helper()
-		cmd := exec.Command(program, append([]string{"-c", script}, args...)...)
-		for _, v := range os.Environ() {
-			if k, value, _ := strings.Cut(v, "="); !strings.HasPrefix(k, "HF_") && !strings.HasPrefix(k, "HUGGING") && k != "TRANSFORMERS_OFFLINE" || value != "" {
-				cmd.Env = append(cmd.Env, v) // the client takes an empty variable for a set one
-			}
-		}
-		cmd.Env = append(cmd.Env, "HF_HUB_DISABLE_TELEMETRY=1", "HF_HUB_DISABLE_PROGRESS_BARS=1", "HF_HUB_DISABLE_UPDATE_CHECK=1", "OMP_NUM_THREADS=1")
+		cmd := pythonCommand(t, script, args...)
 		var stderr strings.Builder
 		cmd.Stderr = &stderr
 		out, err := cmd.Output()
