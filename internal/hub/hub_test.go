@@ -172,4 +172,15 @@ func TestPullMakesASnapshotThatFindFinds(t *testing.T) {
 	if seen := h.Requests(); len(seen) > 0 {
 		t.Errorf("a pull of what is here asked the network: %v", seen)
 	}
+	// Another name of the same commit costs the listing alone.
+	h.Forget()
+	if _, err := pullAll(t.Context(), c, "refs/pr/1"); err != nil {
+		t.Fatal(err)
+	}
+	if seen := h.Requests(); len(seen) != 1 {
+		t.Errorf("another name of what is here: asked for %v", seen)
+	}
+	if found, err := Find(name, "refs/pr/1"); err != nil || found.Revision != commit {
+		t.Errorf("found %+v, %v", found, err)
+	}
 }
