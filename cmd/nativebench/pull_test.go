@@ -1,12 +1,17 @@
 package main
 
 import (
+	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/nativebench/nativebench/internal/hub"
 	"github.com/nativebench/nativebench/internal/hub/hubtest"
 )
 
@@ -90,5 +95,59 @@ func TestRateIsOfTheLastSeconds(t *testing.T) {
 	}
 	if got := r.perSecond(); got != 50 {
 		t.Errorf("%v a second, want 50", got)
+	}
+}
+
+func TestModelsPullOfAMovedRepository(t *testing.T) {
+	h := hubOfGPT2(t)
+	h.Move("microsoft/phi-2", "openai-community/gpt2")
+	code, stdout, stderr := invoke(t, "models", "pull", "phi-2", "--revision", strings.Repeat("ab", 20))
+	if code != exitOK || !strings.Contains(stdout, "\nthe hub calls it openai-community/gpt2 now; the cache keeps the name that was asked for\n") {
+		t.Fatalf("status %d\n%s%s", code, stdout, stderr)
+	}
+	// A commit alone makes no branch, and is listed all the same.
+	if _, stdout, _ := invoke(t, "models"); strings.Count(stdout, "20 MiB, abababababab") != 1 {
+		t.Errorf("models:\n%s", stdout)
+	}
+}
+
+func TestModelsPullStopsAndGoesOn(t *testing.T) {
+	h := hubOfGPT2(t)
+	var arrived atomic.Bool
+	h.Fault(true, "GET", -1, func(_ http.ResponseWriter, r *http.Request, _ http.Handler) {
+		arrived.Store(true)
+		<-r.Context().Done()
+	})
+	cmd := program(t, nil, "models", "pull", "gpt2")
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "a request for the weights", arrived.Load)
+	cmd.Process.Signal(syscall.SIGINT)
+	cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); code != exitInterrupted || !strings.Contains(stderr.String(), "the same command goes on there") {
+		t.Fatalf("status %d: %s", code, stderr.String())
+	}
+	h.Forget()
+	if code, stdout, stderr := invoke(t, "models", "pull", "gpt2"); code != exitOK {
+		t.Errorf("status %d\n%s%s", code, stdout, stderr)
+	}
+}
+
+func TestPullProgress(t *testing.T) {
+	var out strings.Builder
+	show := &liveLine{out: &out, live: true, width: 80}
+	tell := pullProgress(show)
+	for i := range int64(4) {
+		show.drawnAt = time.Time{} // due again
+		tell(hub.State{Done: 1<<30 + i*100<<20, Total: 13 << 30, Fetched: i * 100 << 20, Note: map[int64]string{2: "rate-limited: trying again in 5s"}[i]})
+		time.Sleep(time.Millisecond) // for a rate, whatever it is
+	}
+	for _, want := range []string{`1\.0 GiB of 13\.0 GiB\r`, `1\.3 GiB of 13\.0 GiB · [\d.]+ [MG]iB/s · about [\dmhs.]+ left$`, `\x1b\[Krate-limited: trying again in 5s\n`} {
+		if !regexp.MustCompile(want).MatchString(out.String()) {
+			t.Errorf("no %s in %q", want, out.String())
+		}
 	}
 }

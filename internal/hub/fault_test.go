@@ -100,6 +100,9 @@ func flipped(r *httptest.ResponseRecorder) {
 	}
 }
 
+// cached is where the hub redirects to for small files.
+const cached = "/api/resolve-cache/models/" + name + "/" + commit + "/"
+
 const secret = "hf_averysecrettoken"
 
 // Each row: what goes wrong, and either the class and words of the failure, or
@@ -140,13 +143,15 @@ func TestFaults(t *testing.T) {
 			"token without rights, echoed", func(e env) {
 				e.hub.Token = secret
 				token(e)
-				e.hub.Fault(false, "GET /api", always, status(http.StatusForbidden, "X-Error-Message", "token "+secret+" may not"))
+				e.hub.Fault(false, "GET /api/models", always, status(http.StatusForbidden, "X-Error-Message", "token "+secret+" may not"))
 			},
 			BadToken,
 			[]string{`the hub refuses access ("token … may not")`},
 		},
 		{
-			"missing", func(e env) { e.hub.Fault(false, "GET /api", always, status(401, "X-Error-Code", "RepoNotFound")) },
+			"missing", func(e env) {
+				e.hub.Fault(false, "GET /api/models", always, status(401, "X-Error-Code", "RepoNotFound"))
+			},
 			NoRepo,
 			[]string{"no such repository, or it is private", "{hub}/owner/model"},
 		},
@@ -154,13 +159,15 @@ func TestFaults(t *testing.T) {
 			"missing, with a token", func(e env) {
 				e.hub.Token = secret
 				token(e)
-				e.hub.Fault(false, "GET /api", always, status(404, "X-Error-Code", "RepoNotFound"))
+				e.hub.Fault(false, "GET /api/models", always, status(404, "X-Error-Code", "RepoNotFound"))
 			},
 			NoRepo,
 			[]string{"or hides it from the account of the token in HF_TOKEN"},
 		},
 		{
-			"missing revision", func(e env) { e.hub.Fault(false, "GET /api", always, status(404, "X-Error-Code", "RevisionNotFound")) },
+			"missing revision", func(e env) {
+				e.hub.Fault(false, "GET /api/models", always, status(404, "X-Error-Code", "RevisionNotFound"))
+			},
 			NoRevision,
 			[]string{`no revision "main"`},
 		},
@@ -174,7 +181,7 @@ func TestFaults(t *testing.T) {
 			e.hub.Fault(true, "GET", once, status(429, "RateLimit", `"resolvers";r=0;t=0`))
 		}},
 		{
-			"rate-limited, for long", func(e env) { e.hub.Fault(false, "GET /api", always, status(429, "Retry-After", "3600")) },
+			"rate-limited, for long", func(e env) { e.hub.Fault(false, "GET /api/models", always, status(429, "Retry-After", "3600")) },
 			RateLimited,
 			[]string{"asks to wait 1h0m0s, longer than the 2s that are waited"},
 		},
@@ -198,14 +205,14 @@ func TestFaults(t *testing.T) {
 			[]string{"the connection to {storage} was cut", "what has arrived is kept"},
 		},
 		{
-			"listing cut", func(e env) { e.hub.Fault(false, "GET /api", always, cut(100)) },
+			"listing cut", func(e env) { e.hub.Fault(false, "GET /api/models", always, cut(100)) },
 			Cut,
 			[]string{"the connection to {host} was cut", "tried 5 times"},
 		},
-		{name: "small file cut once", do: func(e env) { e.hub.Fault(false, "GET /owner", 2, cut(5)) }},
+		{name: "small file cut once", do: func(e env) { e.hub.Fault(false, "GET "+cached, 2, cut(5)) }},
 		{name: "damaged once", do: func(e env) { e.hub.Fault(true, "GET", once, changed(flipped)) }},
 		{name: "small file damaged once", do: func(e env) {
-			e.hub.Fault(false, "GET /owner/model/resolve/"+commit+"/config.json", once, changed(flipped))
+			e.hub.Fault(false, "GET "+cached+"config.json", once, changed(flipped))
 		}},
 		{
 			"damaged always", func(e env) { e.hub.Fault(true, "GET", always, changed(flipped)) },
@@ -213,17 +220,17 @@ func TestFaults(t *testing.T) {
 			[]string{"arrived damaged twice", "It was dropped"},
 		},
 		{
-			"index damaged", func(e env) { e.hub.Fault(false, "GET /owner", once, changed(flipped)) },
+			"index damaged", func(e env) { e.hub.Fault(false, "GET "+cached, once, changed(flipped)) },
 			Corrupted,
 			[]string{"model.safetensors.index.json arrived damaged"},
 		},
 		{name: "server error once", do: func(e env) {
-			e.hub.Fault(false, "GET /api", once, status(502))
+			e.hub.Fault(false, "GET /api/models", once, status(502))
 			e.hub.Fault(false, "HEAD", once, status(500))
 			e.hub.Fault(true, "GET", 2, status(503))
 		}},
 		{
-			"server error", func(e env) { e.hub.Fault(false, "GET /api", always, status(503)) },
+			"server error", func(e env) { e.hub.Fault(false, "GET /api/models", always, status(503)) },
 			Unavailable,
 			[]string{"fails with 503 Service Unavailable", "try again later"},
 		},
@@ -260,7 +267,7 @@ func TestFaults(t *testing.T) {
 		{
 			"no answer", func(e env) {
 				e.client.http.Transport.(*http.Transport).ResponseHeaderTimeout = 20 * time.Millisecond
-				e.hub.Fault(false, "GET /api", always, func(_ http.ResponseWriter, r *http.Request, _ http.Handler) { <-r.Context().Done() })
+				e.hub.Fault(false, "GET /api/models", always, func(_ http.ResponseWriter, r *http.Request, _ http.Handler) { <-r.Context().Done() })
 			},
 			Timeout,
 			[]string{"does not answer in time"},
@@ -296,7 +303,7 @@ func TestFaults(t *testing.T) {
 		},
 		{
 			"too long", func(e env) {
-				e.hub.Fault(false, "GET /owner/model/resolve/"+commit+"/config.json", always, func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+				e.hub.Fault(false, "GET "+cached+"config.json", always, func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
 					w.Header().Set("Content-Length", "5000")
 					w.Write(make([]byte, 5000))
 				})
@@ -306,7 +313,7 @@ func TestFaults(t *testing.T) {
 		},
 		{
 			"too long, without saying so", func(e env) {
-				e.hub.Fault(false, "GET /owner/model/resolve/"+commit+"/config.json", always, func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+				e.hub.Fault(false, "GET "+cached+"config.json", always, func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
 					w.(http.Flusher).Flush()
 					w.Write([]byte(`{"model_type":"gpt2"} and more`))
 				})
@@ -316,7 +323,7 @@ func TestFaults(t *testing.T) {
 		},
 		{
 			"too short", func(e env) {
-				e.hub.Fault(false, "GET /owner/model/resolve/"+commit+"/config.json", always, func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+				e.hub.Fault(false, "GET "+cached+"config.json", always, func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
 					w.(http.Flusher).Flush()
 					w.Write([]byte(`{}`))
 				})
@@ -336,7 +343,7 @@ func TestFaults(t *testing.T) {
 		},
 		{
 			"hash that leads out", func(e env) {
-				e.hub.Fault(false, "GET /api", always, listing(func(info map[string]any) {
+				e.hub.Fault(false, "GET /api/models", always, listing(func(info map[string]any) {
 					for i := range info["siblings"].([]any) {
 						sibling(info, i)["blobId"] = "../../../x"
 					}
@@ -347,14 +354,14 @@ func TestFaults(t *testing.T) {
 		},
 		{
 			"commit that leads out", func(e env) {
-				e.hub.Fault(false, "GET /api", always, listing(func(info map[string]any) { info["sha"] = "../../x" }))
+				e.hub.Fault(false, "GET /api/models", always, listing(func(info map[string]any) { info["sha"] = "../../x" }))
 			},
 			NotAHub,
 			[]string{"does not answer as the hub does"},
 		},
 		{
 			"sizes left out", func(e env) {
-				e.hub.Fault(false, "GET /api", always, listing(func(info map[string]any) {
+				e.hub.Fault(false, "GET /api/models", always, listing(func(info map[string]any) {
 					for i := range info["siblings"].([]any) {
 						delete(sibling(info, i), "size")
 						delete(sibling(info, i), "blobId")
@@ -367,7 +374,7 @@ func TestFaults(t *testing.T) {
 		},
 		{
 			"answer without end", func(e env) {
-				e.hub.Fault(false, "GET /api", always, func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+				e.hub.Fault(false, "GET /api/models", always, func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
 					for range maxListingBytes>>20 + 1 {
 						w.Write(make([]byte, 1<<20))
 					}
@@ -378,7 +385,7 @@ func TestFaults(t *testing.T) {
 		},
 		{
 			"a login page", func(e env) {
-				e.hub.Fault(false, "GET /api", always, func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { io.WriteString(w, "<html>Log in") })
+				e.hub.Fault(false, "GET /api/models", always, func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { io.WriteString(w, "<html>Log in") })
 			},
 			NotAHub,
 			[]string{"does not answer as the hub does: check HF_ENDPOINT and proxies"},
@@ -389,7 +396,7 @@ func TestFaults(t *testing.T) {
 			[]string{"no X-Repo-Commit"},
 		},
 		{
-			"an error that is none of the hub's", func(e env) { e.hub.Fault(false, "GET /api", always, status(418)) },
+			"an error that is none of the hub's", func(e env) { e.hub.Fault(false, "GET /api/models", always, status(418)) },
 			NotAHub,
 			[]string{"answers 418"},
 		},
@@ -407,7 +414,19 @@ func TestFaults(t *testing.T) {
 			[]string{"redirects to an address that is not valid"},
 		},
 		{
-			"redirect in a circle", func(e env) { e.hub.Fault(false, "GET /api", always, status(307, "Location", "/api/x")) },
+			"redirect from https to http", func(e env) {
+				s := httptest.NewTLSServer(http.RedirectHandler(e.hub.URL, http.StatusTemporaryRedirect))
+				e.Cleanup(s.Close)
+				e.client.http.Transport = s.Client().Transport
+				e.client.endpoint.Scheme, e.client.endpoint.Host = "https", s.Listener.Addr().String()
+			},
+			Unsafe,
+			[]string{"redirects from https to http: not followed"},
+		},
+		{
+			"redirect in a circle", func(e env) {
+				e.hub.Fault(false, "GET /api/models", always, status(307, "Location", "/api/models/owner/model/revision/main"))
+			},
 			NotAHub,
 			[]string{"redirects more than 5 times"},
 		},
@@ -427,7 +446,7 @@ func TestFaults(t *testing.T) {
 		},
 		{
 			"disk too small", func(e env) {
-				e.hub.Fault(false, "GET /api", always, listing(func(info map[string]any) {
+				e.hub.Fault(false, "GET /api/models", always, listing(func(info map[string]any) {
 					for i := range info["siblings"].([]any) {
 						if s := sibling(info, i); s["rfilename"] == "model-00001-of-00002.safetensors" {
 							s["lfs"].(map[string]any)["size"] = int64(1) << 55
@@ -562,7 +581,7 @@ func TestTokenStaysAtTheEndpoint(t *testing.T) {
 		got = append(got, r.Header.Get("Authorization"), r.Header.Get("Cookie"))
 	}))
 	defer other.Close()
-	h.Fault(false, "GET /api", -1, status(307, "Location", other.URL+"/api"))
+	h.Fault(false, "GET /api/models", -1, status(307, "Location", other.URL+"/api"))
 	if _, err := c.Plan(t.Context(), name, ""); err == nil || strings.Contains(err.Error(), secret) {
 		t.Fatalf("error %v", err)
 	}

@@ -178,6 +178,10 @@ func (h *Hub) serveHub(w http.ResponseWriter, r *http.Request) {
 	if api {
 		parts = parts[2:]
 	}
+	cache := len(parts) > 3 && parts[0] == "api" && parts[1] == "resolve-cache" && parts[2] == "models"
+	if cache {
+		parts = parts[3:]
+	}
 	if len(parts) < 2 {
 		http.NotFound(w, r)
 		return
@@ -209,8 +213,11 @@ func (h *Hub) serveHub(w http.ResponseWriter, r *http.Request) {
 	case !api && len(rest) >= 3 && rest[0] == "resolve":
 		if h.checkRevision(w, repo, rest[1]) {
 			file, _ := url.PathUnescape(strings.Join(rest[2:], "/"))
-			h.serveFile(w, r, repo, known, file)
+			h.serveFile(w, r, name, repo, known, false, file)
 		}
+	case cache && len(rest) >= 2 && rest[0] == repo.Commit:
+		file, _ := url.PathUnescape(strings.Join(rest[1:], "/"))
+		h.serveFile(w, r, name, repo, known, true, file)
 	default:
 		http.NotFound(w, r)
 	}
@@ -273,7 +280,9 @@ func writeJSON(w http.ResponseWriter, v any) {
 	json.NewEncoder(w).Encode(v)
 }
 
-func (h *Hub) serveFile(w http.ResponseWriter, r *http.Request, repo *Repo, known bool, name string) {
+// serveFile answers for a file: a small one is redirected to an address on the
+// same host under which it is cached, a large one to the storage host.
+func (h *Hub) serveFile(w http.ResponseWriter, r *http.Request, repoName string, repo *Repo, known, cached bool, name string) {
 	w.Header().Set("X-Repo-Commit", repo.Commit)
 	content, ok := repo.Files[name]
 	switch {
@@ -283,6 +292,11 @@ func (h *Hub) serveFile(w http.ResponseWriter, r *http.Request, repo *Repo, know
 		Refuse(w, http.StatusForbidden, "GatedRepo", "Access to this model is restricted and you are not in the authorized list.")
 	case !ok:
 		Refuse(w, http.StatusNotFound, "EntryNotFound", "Entry not found")
+	case !cached && !repo.Large(name):
+		w.Header().Set("X-Linked-Size", fmt.Sprint(len(content)))
+		w.Header().Set("X-Linked-Etag", `"`+GitHash(content)+`"`)
+		w.Header().Set("Location", "/api/resolve-cache/models/"+repoName+"/"+repo.Commit+"/"+(&url.URL{Path: name}).EscapedPath()+"?etag=%22"+GitHash(content)+"%22")
+		w.WriteHeader(http.StatusTemporaryRedirect)
 	case repo.Large(name):
 		sum := SHA256(content)
 		w.Header().Set("X-Linked-Size", fmt.Sprint(len(content)))
