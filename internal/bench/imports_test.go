@@ -21,6 +21,8 @@ func arrows() map[string][]string {
 		"internal/launch":          {},
 		"internal/synth":           {"internal/gguf", "internal/plan", "internal/bench"},
 		"internal/tokenizer":       {"internal/gguf"},
+		"internal/hub":             {},
+		"internal/hub/hubtest":     {},
 		"internal/bench/benchtest": {"internal/bench"},
 		"internal/plan":            {"internal/bench"},
 		"internal/results":         {"internal/bench"},
