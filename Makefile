@@ -7,6 +7,9 @@ BIN     := bin/nativebench
 CACHE   := $(or $(NATIVEBENCH_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nativebench)
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -X main.version=$(VERSION)
+# Go's own defaults, less the notes on functions that NVML has deprecated and
+# go-nvml binds all the same.
+export CGO_CFLAGS ?= -g -O2 -Wno-deprecated-declarations
 
 # Tools that check the code, pinned.
 GOFUMPT     := mvdan.cc/gofumpt@v0.12.0

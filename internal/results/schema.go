@@ -65,17 +65,35 @@ type Tool struct {
 
 // Environment is the machine.
 type Environment struct {
-	OS         string            `json:"os"`
-	Kernel     string            `json:"kernel"`
-	CPU        string            `json:"cpu"`
-	Cores      int               `json:"cores"` // usable by this process
-	MemoryB    int64             `json:"memory_bytes"`
-	Governor   string            `json:"governor"`  // or why it is not known
-	Container  string            `json:"container"` // "" on bare metal; hypervisor or container kind
-	Devices    []string          `json:"devices,omitempty"`
-	Versions   map[string]string `json:"versions,omitempty"`
-	Warnings   []string          `json:"warnings,omitempty"`
-	LoadBefore float64           `json:"load_before"` // cores busy with other work just before the run
+	OS        string   `json:"os"`
+	Kernel    string   `json:"kernel"`
+	CPU       string   `json:"cpu"`
+	Cores     int      `json:"cores"` // usable by this process
+	MemoryB   int64    `json:"memory_bytes"`
+	Governor  string   `json:"governor"`  // or why it is not known
+	Container string   `json:"container"` // "" on bare metal; hypervisor or container kind
+	Devices   []string `json:"devices,omitempty"`
+	// GPUs are those that were measured; GPUsMissing says why there are none.
+	GPUs        []GPU             `json:"gpus,omitempty"`
+	GPUsMissing string            `json:"gpus_missing,omitempty"` // "not available: …"
+	Versions    map[string]string `json:"versions,omitempty"`
+	Warnings    []string          `json:"warnings,omitempty"`
+	LoadBefore  float64           `json:"load_before"` // cores busy with other work just before the run
+}
+
+// GPU is one that the run may use, as its driver describes it. Texts that are
+// not known begin with "not known: ".
+type GPU struct {
+	Device      string  `json:"device"`        // as telemetry names it: gpu0; gpu0.1 for a part that MIG has cut off
+	Engine      string  `json:"engine_device"` // as the engine names it: CUDA0
+	Name        string  `json:"name"`
+	UUID        string  `json:"uuid"`
+	MemoryB     int64   `json:"memory_bytes"` // -1: not known
+	PowerLimitW float64 `json:"power_limit_watts"`
+	MIG         string  `json:"mig"` // off, on, "part of GPU 0"
+	Persistence string  `json:"persistence"`
+	ECC         string  `json:"ecc"`
+	Processes   string  `json:"processes"` // visible, or why not
 }
 
 // Clock says how the stamps of one sitting relate: of the run as it was begun,
