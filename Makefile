@@ -57,6 +57,10 @@ test-leaks: build ## 1,000 open/close and 10,000 requests, resident memory must 
 test-servers: engine ## the conformance suite against real vLLM and Transformers on CPU (SERVERS="vllm …", ENDPOINTS="tgi=URL …")
 	scripts/test-servers.sh $(SERVERS)
 
+.PHONY: test-gpu
+test-gpu: ## what NVML tells of this machine's NVIDIA GPUs, and what each call costs
+	NATIVEBENCH_TEST_GPU=1 $(GO) test -count=1 -v -run RealGPU ./internal/telemetry/nvml
+
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME each (default 20s)
 	scripts/fuzz.sh $(or $(FUZZTIME),20s)

@@ -141,16 +141,6 @@ func opened(t *testing.T, d driver) *Library {
 	return l
 }
 
-func sampled(t *testing.T, p *Probe) map[string]float64 {
-	t.Helper()
-	v := map[string]float64{}
-	p.All()
-	if err := p.Sample(v); err != nil {
-		t.Fatal(err)
-	}
-	return v
-}
-
 func TestMachinesOfOneAndOfEight(t *testing.T) {
 	for _, n := range []int{1, 8} {
 		m, states := machine(n)
