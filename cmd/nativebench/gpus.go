@@ -1,11 +1,15 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/nativebench/nativebench/internal/results"
+	"github.com/nativebench/nativebench/internal/runner"
+	"github.com/nativebench/nativebench/internal/telemetry"
 	"github.com/nativebench/nativebench/internal/telemetry/nvml"
 )
 
@@ -104,4 +108,133 @@ func lookDevice(g gpuSet, d nvml.Device) (verdict, string, string) {
 		return verdictWarn, text, strings.Join(costs, "; ")
 	}
 	return verdictOK, text, ""
+}
+
+// memory is what is in use now, by device; those that do not tell are left out.
+func (g gpuSet) memory() map[string]int64 {
+	m := map[string]int64{}
+	for _, d := range g.used {
+		if used, err := g.lib.Used(d); err == nil {
+			m[d.Subject] = used
+		}
+	}
+	return m
+}
+
+// held is what is in use now, beside what was before.
+func (g gpuSet) held(before map[string]int64) (all []results.GPUHeld) {
+	now := g.memory()
+	for _, d := range g.used {
+		all = append(all, results.GPUHeld{Device: d.Subject, Before: orUnknown(before, d), Ready: orUnknown(now, d), Released: -1})
+	}
+	return all
+}
+
+func orUnknown(m map[string]int64, d nvml.Device) int64 {
+	if v, known := m[d.Subject]; known {
+		return v
+	}
+	return -1
+}
+
+// waitFree waits until what a backend held was given back, and fills in what is
+// in use then.
+func (g gpuSet) waitFree(ctx context.Context, held []results.GPUHeld) (warnings []string) {
+	before := map[string]int64{}
+	for _, h := range held {
+		if h.Before >= 0 {
+			before[h.Device] = h.Before
+		}
+	}
+	if len(before) == 0 {
+		return nil
+	}
+	released, warnings := g.lib.WaitFree(ctx, before)
+	for i := range held {
+		if v, known := released[held[i].Device]; known {
+			held[i].Released = v
+		}
+	}
+	return warnings
+}
+
+// released is waitFree for an engine in the process of a cell, which has ended.
+func (g gpuSet) released(held []results.GPUHeld, uses []results.GPUUse) (warnings []string) {
+	if len(held) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), stopGrace)
+	defer cancel()
+	warnings = g.waitFree(ctx, held)
+	for i := range uses {
+		for _, h := range held {
+			if h.Device == uses[i].Device {
+				uses[i].Released = h.Released
+			}
+		}
+	}
+	return warnings
+}
+
+// Waits for idle and cool GPUs before a cell. One that did not come to rest once
+// is not waited for that long before each of the cells that follow.
+const (
+	idleWait      = time.Minute
+	idleWaitAgain = 2 * time.Second
+)
+
+// waitIdle waits until the GPUs are idle and cool.
+func (x *execution) waitIdle() []string {
+	if len(x.gpus.used) == 0 {
+		return nil
+	}
+	x.show.phase("waiting for the GPU to be idle and cool")
+	ctx, cancel := x.stop.either()
+	defer cancel()
+	limit := idleWait
+	if x.restless {
+		limit = idleWaitAgain
+	}
+	warnings := x.gpus.lib.WaitIdle(ctx, x.gpus.used, limit)
+	x.restless = len(warnings) > 0
+	return warnings
+}
+
+// watched are the GPUs to be watched while the seat is measured. held is what is
+// in use now, if the backend is yet to be started in the cell's process; why says
+// that there is none.
+func (g gpuSet) watched(s *keptSeat) (gpus func(roots func() []int) []runner.GPU, held []results.GPUHeld, why string) {
+	none := func(func() []int) []runner.GPU { return nil }
+	switch {
+	case g.why != "":
+		return none, nil, g.why
+	case s.elsewhere:
+		return none, nil, "not available: the server runs on another machine"
+	}
+	before := map[string]int64{} // a server that ran already: what was in use before it is not known
+	switch {
+	case s.pids == nil:
+		before = g.memory()
+		held = g.held(before)
+	default:
+		for _, h := range s.held {
+			before[h.Device] = h.Before
+		}
+	}
+	return func(roots func() []int) (all []runner.GPU) {
+		for i, d := range g.used {
+			fast, slow, err := g.lib.Probes(d, roots)
+			if err != nil {
+				continue // it is one of the library's own
+			}
+			w := runner.GPU{Fast: fast, Asked: telemetry.GPUAsked{
+				Subject: d.Subject, Engine: engineName(i), Name: d.Name, Before: orUnknown(before, d), Fresh: s.pids == nil, Reasons: telemetry.ClockReasons,
+			}}
+			if slow != nil {
+				w.Slow = slow
+			}
+			all = append(all, w)
+		}
+		return all
+	}, held, ""
 }

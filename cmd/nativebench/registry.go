@@ -77,6 +77,8 @@ type seat struct {
 	lastLog func(n int) []string
 	stop    func(context.Context) error
 	metrics telemetry.Probe // what the server says of itself
+
+	elsewhere bool // on another machine: what this one's GPUs do says nothing
 }
 
 // backends returns the rows: the engine in process, and every server.

@@ -109,11 +109,13 @@ func attach(ctx context.Context, row httpbackends.Server, p place) (*seat, error
 	if err != nil {
 		return nil, err
 	}
+	u, err := url.Parse(p.endpoint)
 	return &seat{
-		spec:    spec,
-		entry:   results.Backend{Endpoint: p.endpoint},
-		metrics: metrics,
-		pids:    listeners(p.endpoint),
+		spec:      spec,
+		entry:     results.Backend{Endpoint: p.endpoint},
+		metrics:   metrics,
+		pids:      listeners(p.endpoint),
+		elsewhere: err != nil || !local(u.Hostname()),
 	}, nil
 }
 

@@ -131,6 +131,8 @@ type Backend struct {
 	Endpoint string   `json:"endpoint,omitempty"`
 	Log      string   `json:"log,omitempty"`
 	StartNS  int64    `json:"start_to_ready_ns,omitempty"`
+	// GPU is what a server that was started here held, by device.
+	GPU []GPUHeld `json:"gpu,omitempty"`
 	// Settings, nil where nativebench does not set them.
 	Settings *Settings `json:"settings,omitempty"`
 }
@@ -180,7 +182,9 @@ type CellEvent struct {
 	Memory      []bench.MemoryPart `json:"memory,omitempty"`
 	Host        *HostUse           `json:"host,omitempty"`
 	Server      *ServerUse         `json:"server,omitempty"`
-	Warnings    []string           `json:"warnings,omitempty"` // cell-wide, for people
+	GPU         []GPUUse           `json:"gpu,omitempty"`         // one for each GPU that the run may use
+	GPUMissing  string             `json:"gpu_missing,omitempty"` // why there is none: "not available: …"
+	Warnings    []string           `json:"warnings,omitempty"`    // cell-wide, for people
 }
 
 // HostUse sums the host telemetry of a cell's window. -1: not known.
@@ -213,6 +217,68 @@ type ServerUse struct {
 	ScrapeSeconds    float64 `json:"scrape_seconds"` // mean time of one scrape
 }
 
+// GPUUse sums the telemetry of one GPU over a cell's window. -1: not known;
+// Missing says why, by series: memory, processes, energy, power, clocks,
+// reasons, temperature, utilization, pcie.
+type GPUUse struct {
+	Device string `json:"device"`        // gpu0
+	Engine string `json:"engine_device"` // CUDA0
+	Name   string `json:"name"`
+
+	Reads         int     `json:"reads"`          // of the memory in use, within the window
+	PeriodSeconds float64 `json:"period_seconds"` // mean time between two of them
+	GapSeconds    float64 `json:"gap_seconds"`    // the longest
+
+	// Memory in use on the device, by all processes: before the backend was
+	// started, just before the cell's first request, the most in its window, and
+	// after the backend had ended (-1 while it goes on).
+	Before   int64 `json:"before_bytes"`
+	Loaded   int64 `json:"loaded_bytes"`
+	Peak     int64 `json:"peak_bytes"`
+	Released int64 `json:"released_bytes"`
+	// The backend's own, by Source: "processes" (what the driver lists under its
+	// process tree) or "device" (the rise of the device above Before, for the
+	// reason in SourceWhy).
+	OwnContext int64  `json:"own_context_bytes"` // before its weights came
+	OwnLoaded  int64  `json:"own_loaded_bytes"`
+	OwnPeak    int64  `json:"own_peak_bytes"`
+	Source     string `json:"own_source,omitempty"`
+	SourceWhy  string `json:"own_source_why,omitempty"`
+	Foreign    int64  `json:"foreign_peak_bytes"` // most that other processes held
+	ForeignN   int    `json:"foreign_processes"`  // most of them at once
+
+	EnergyJ      float64 `json:"energy_joules"`           // of the whole board
+	EnergySource string  `json:"energy_source,omitempty"` // "counter", or "power": its integral
+	EnergyStep   float64 `json:"energy_step_seconds"`     // mean time between two steps of it
+	MeanW        float64 `json:"mean_watts"`
+	PeakW        float64 `json:"peak_watts"`
+	PowerMean    bool    `json:"power_is_mean,omitempty"` // peak_watts is of means over a second
+
+	SMMHz      float64            `json:"sm_mhz"` // mean
+	SMMinMHz   float64            `json:"sm_min_mhz"`
+	MemoryMHz  float64            `json:"memory_mhz"`
+	MaxCelsius float64            `json:"max_celsius"`
+	Throttled  map[string]float64 `json:"throttled,omitempty"` // share of the samples by reason
+	Busy       float64            `json:"busy"`                // share of time in which a kernel ran
+
+	PCIeSent     float64 `json:"pcie_sent_bytes"`
+	PCIeReceived float64 `json:"pcie_received_bytes"`
+	PCIeSource   string  `json:"pcie_source,omitempty"` // "counter", or "rates": of moments, times the window
+
+	CallSeconds  map[string]float64 `json:"call_seconds,omitempty"` // mean time of one call, by series
+	SamplerCores float64            `json:"sampler_cores"`          // share of a core that sampling all GPUs took
+	Missing      map[string]string  `json:"missing,omitempty"`
+}
+
+// GPUHeld is the memory in use on a GPU around the life of a server, in bytes.
+// -1: not known.
+type GPUHeld struct {
+	Device   string `json:"device"`
+	Before   int64  `json:"before_bytes"`   // it was started
+	Ready    int64  `json:"ready_bytes"`    // it had made its first token
+	Released int64  `json:"released_bytes"` // it had ended, waited for; -1 while it runs
+}
+
 // Record is one request, one line of requests.jsonl.
 type Record struct {
 	Cell    string `json:"cell"`
@@ -240,6 +306,6 @@ type Record struct {
 type Sample struct {
 	T       int64              `json:"t_ns"`
 	Cell    string             `json:"cell,omitempty"`
-	Subject string             `json:"subject"` // host, backend, server, sampler
+	Subject string             `json:"subject"` // host, backend, server, sampler, gpu0 …, gpu_sampler
 	Values  map[string]float64 `json:"v"`       // base units in the names: rss_bytes, cpu_seconds
 }

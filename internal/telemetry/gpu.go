@@ -199,7 +199,7 @@ func (l *Log) own(u *GPUUse, window [2]int64, ask GPUAsked, known func(series, n
 		case u.Before < 0 || u.Peak < 0:
 		case peak == 0 && rose > notSeen:
 			u.SourceWhy = "the driver lists no process of this backend, though the device's memory rose: they are in another PID namespace, or the driver hides them"
-		case peak > 0 && ask.Fresh && ownNamespace() && math.Abs(float64(peak-rose)) > max(notSeen, 0.05*float64(rose)):
+		case peak > 0 && ownNamespace() && math.Abs(float64(peak-rose)) > max(notSeen, 0.05*float64(rose)):
 			u.SourceWhy = "this process has PIDs of its own namespace, and what the driver lists under the backend's does not fit the device's rise: they may be other processes' numbers"
 		}
 		if u.SourceWhy == "" {

@@ -485,16 +485,16 @@ func TestWaits(t *testing.T) {
 		time.Sleep(30 * time.Millisecond)
 		states[0].set(func(s *state) { s.busy = 3 })
 	}()
-	if warnings := l.waitIdle(t.Context(), l.Devices()[:1], time.Minute); len(warnings) != 0 {
+	if warnings := l.WaitIdle(t.Context(), l.Devices()[:1], time.Minute); len(warnings) != 0 {
 		t.Errorf("a GPU that became idle: %q", warnings)
 	}
 	states[0].set(func(s *state) { s.busy, s.celsius = 80, 75 })
-	if warnings := l.waitIdle(t.Context(), l.Devices()[:1], 0); len(warnings) != 2 || !strings.HasPrefix(warnings[0], "shared GPU: gpu0 was busy 80 %") || !strings.HasPrefix(warnings[1], "hot GPU: gpu0 was at 75 °C") {
+	if warnings := l.WaitIdle(t.Context(), l.Devices()[:1], 0); len(warnings) != 2 || !strings.HasPrefix(warnings[0], "shared GPU: gpu0 was busy 80 %") || !strings.HasPrefix(warnings[1], "hot GPU: gpu0 was at 75 °C") {
 		t.Errorf("a busy and hot GPU: %q", warnings)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if warnings := l.waitIdle(ctx, l.Devices()[:1], time.Hour); len(warnings) != 2 {
+	if warnings := l.WaitIdle(ctx, l.Devices()[:1], time.Hour); len(warnings) != 2 {
 		t.Errorf("a wait that was stopped: %q", warnings)
 	}
 }

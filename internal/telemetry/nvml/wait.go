@@ -20,7 +20,6 @@ const (
 	// a GPU must be; coolCelsius is what must do where that is not known.
 	coolMargin  = 20.0
 	coolCelsius = 65.0
-	idleLimit   = 60 * time.Second
 
 	waitStep = 50 * time.Millisecond
 )
@@ -61,14 +60,10 @@ func (l *Library) waitFree(ctx context.Context, before map[string]int64, limit t
 }
 
 // WaitIdle waits until the devices are idle (a kernel runs in at most 5 % of the
-// time) and cool (20 °C below where they slow themselves down), for at most a
-// minute. Warnings say which is not, with the figures. What a device does not
+// time) and cool (20 °C below where they slow themselves down), for at most limit.
+// Warnings say which is not, with the figures. What a device does not
 // tell is not waited for.
-func (l *Library) WaitIdle(ctx context.Context, devices []Device) (warnings []string) {
-	return l.waitIdle(ctx, devices, idleLimit)
-}
-
-func (l *Library) waitIdle(ctx context.Context, devices []Device, limit time.Duration) (warnings []string) {
+func (l *Library) WaitIdle(ctx context.Context, devices []Device, limit time.Duration) (warnings []string) {
 	began := time.Now()
 	for {
 		warnings = nil
