@@ -203,6 +203,7 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 		}
 		said, remarks := watch.Server(ev.WindowNS, client)
 		ev.Server = said
+		x.noteCache(ev.Server, c.Model, seat)
 		ev.Warnings = append(ev.Warnings, remarks...)
 		keepErr = firstError(keepErr, watchErr)
 		ev.GPU, remarks = watch.GPUs(ev.WindowNS, client.FirstStart, ev.Memory)
@@ -217,6 +218,20 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 		return err
 	}
 	return x.finish(ev, failed)
+}
+
+// noteCache adds to a server's account of itself what it does not tell: for how
+// many tokens its KV cache has room, and what one takes.
+func (x *execution) noteCache(said *results.ServerUse, modelKey string, seat *keptSeat) {
+	if said == nil {
+		return
+	}
+	if said.KVPoolTokens == 0 {
+		said.KVPoolTokens = float64(seat.kvPool)
+	}
+	if m := x.models[modelKey]; m != nil {
+		said.KVTokenBytes = m.shape.KVPerToken * int64(seat.kvElement)
+	}
 }
 
 // noteReleased writes into the manifest what a server that was stopped left in

@@ -78,6 +78,8 @@ type seat struct {
 	stop    func(context.Context) error
 	metrics telemetry.Probe // what the server says of itself
 
+	kvPool    int  // tokens that its KV cache was started with; 0: not known
+	kvElement int  // bytes of an element in it; 0: not known
 	elsewhere bool // on another machine: what this one's GPUs do says nothing
 }
 

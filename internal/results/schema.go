@@ -207,9 +207,12 @@ type ServerUse struct {
 	RunningMax       float64 `json:"running_max"` // requests, over the scrapes within the window
 	RunningMean      float64 `json:"running_mean"`
 	WaitingMax       float64 `json:"waiting_max"`
-	KVCacheUsedMax   float64 `json:"kv_cache_used_max"`    // share, 0 to 1
-	PrefixHits       int64   `json:"prefix_cache_hits"`    // prompt tokens
-	PrefixQueries    int64   `json:"prefix_cache_queries"` // prompt tokens
+	KVCacheUsedMax   float64 `json:"kv_cache_used_max"`            // share, 0 to 1
+	KVHeldMax        float64 `json:"kv_held_max_tokens,omitempty"` // set aside for the running requests
+	KVPoolTokens     float64 `json:"kv_pool_tokens,omitempty"`     // that the cache has room for
+	KVTokenBytes     int64   `json:"kv_token_bytes,omitempty"`     // keys and values of one token, from the model's shape
+	PrefixHits       int64   `json:"prefix_cache_hits"`            // prompt tokens
+	PrefixQueries    int64   `json:"prefix_cache_queries"`         // prompt tokens
 	Preemptions      int64   `json:"preemptions"`
 	QueueMeanSeconds float64 `json:"queue_mean_seconds"`
 	PromptTokens     int64   `json:"prompt_tokens"`  // as the server counts them
