@@ -406,6 +406,17 @@ func TestFaults(t *testing.T) {
 			Unavailable,
 			[]string{"{storage} refuses model-0000", "403 Forbidden"},
 		},
+		{name: "a mirror that redirects to another hub", do: func(e env) {
+			e.hub.Token = secret
+			token(e)
+			e.hub.Fault(false, "HEAD /owner", always, func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if strings.HasPrefix(r.Host, "localhost") {
+					next.ServeHTTP(w, r)
+					return
+				}
+				http.Redirect(w, r, strings.Replace(e.hub.URL, "127.0.0.1", "localhost", 1)+r.URL.Path, http.StatusPermanentRedirect)
+			})
+		}},
 		{
 			"redirect to a file", func(e env) {
 				e.hub.Fault(false, "HEAD", always, status(302, "X-Repo-Commit", commit, "Location", "file:///etc/passwd"))
@@ -489,8 +500,8 @@ func TestFaults(t *testing.T) {
 			test.do(env{t, h, repo, c})
 			s, err := pullAll(t.Context(), c, "main")
 			for _, r := range h.Requests() {
-				if r.Storage && r.Authorization != "" {
-					t.Errorf("the token went to the storage host: %+v", r)
+				if r.Authorization != "" && (r.Storage || r.Host != strings.TrimPrefix(h.URL, "http://")) {
+					t.Errorf("the token went to another host: %+v", r)
 				}
 			}
 			if test.kind == "" {

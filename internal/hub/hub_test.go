@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -172,6 +173,15 @@ func TestPullMakesASnapshotThatFindFinds(t *testing.T) {
 	if seen := h.Requests(); len(seen) > 0 {
 		t.Errorf("a pull of what is here asked the network: %v", seen)
 	}
+	if err := found.Verify(t.Context(), func(s State) { last = s }); err != nil || last.Done != want || last.Total != want {
+		t.Errorf("Verify: %v, %+v", err, last)
+	}
+	// Where the hub may not be asked, what is here is all there is.
+	c.offline = true
+	if s, err := pullAll(t.Context(), c, ""); err != nil || len(s.Files) != len(found.Files) {
+		t.Errorf("offline: %+v, %v", s, err)
+	}
+	c.offline = false
 	// Another name of the same commit costs the listing alone.
 	h.Forget()
 	if _, err := pullAll(t.Context(), c, "refs/pr/1"); err != nil {
@@ -182,5 +192,38 @@ func TestPullMakesASnapshotThatFindFinds(t *testing.T) {
 	}
 	if found, err := Find(name, "refs/pr/1"); err != nil || found.Revision != commit {
 		t.Errorf("found %+v, %v", found, err)
+	}
+}
+
+func TestVerifyFindsDamage(t *testing.T) {
+	repo := whole()
+	_, c := setUp(t, repo)
+	s, err := pullAll(t.Context(), c, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{"model-00002-of-00002.safetensors", "tokenizer.json"} {
+		path := filepath.Join(s.Dir, file)
+		damaged := bytes.Clone(repo.Files[file])
+		damaged[len(damaged)-1] ^= 1
+		if err := os.WriteFile(path, damaged, 0o666); err != nil {
+			t.Fatal(err)
+		}
+		blob, err := filepath.EvalSymlinks(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = s.Verify(t.Context(), nil)
+		if e := (*Error)(nil); !errors.As(err, &e) || e.Kind != Corrupted || !strings.Contains(err.Error(), file+" is damaged") || !strings.Contains(err.Error(), "delete "+blob+" and pull") {
+			t.Fatalf("%v", err)
+		}
+		// As it says:
+		if err := os.Remove(blob); err != nil {
+			t.Fatal(err)
+		}
+		if s, err = pullAll(t.Context(), c, ""); err != nil {
+			t.Fatal(err)
+		}
+		wantSnapshot(t, s, repo)
 	}
 }

@@ -45,6 +45,9 @@ func (c *Client) Pull(ctx context.Context, plan *Plan, progress Progress) (*Snap
 }
 
 func (c *Client) pull(ctx context.Context, plan *Plan, progress Progress) (*Snapshot, error) {
+	if plan.local != nil {
+		return plan.local, nil
+	}
 	p := &pull{Client: c, plan: plan, buffers: make(chan []byte, c.connections)}
 	for range c.connections {
 		p.buffers <- nil

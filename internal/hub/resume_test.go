@@ -313,9 +313,9 @@ func TestDiskFull(t *testing.T) {
 	}
 	t.Cleanup(func() { unix.Unmount(mount, unix.MNT_DETACH) })
 	repo := whole()
-	_, c := setUp(t, repo)
+	setUp(t, repo)
 	t.Setenv("HF_HUB_CACHE", mount)
-	c = client(t)
+	c := client(t)
 	plan, err := c.Plan(t.Context(), name, "")
 	if err != nil {
 		t.Fatal(err)

@@ -49,7 +49,8 @@ type Repo struct {
 
 // Request is a request that arrived.
 type Request struct {
-	Storage       bool // at the storage host
+	Storage       bool   // at the storage host
+	Host          string // that was asked
 	Method, Path  string
 	Range         string
 	Authorization string
@@ -137,7 +138,7 @@ func GitHash(content []byte) string {
 func (h *Hub) handler(storage bool, serve http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h.mu.Lock()
-		h.seen = append(h.seen, Request{storage, r.Method, r.URL.Path, r.Header.Get("Range"), r.Header.Get("Authorization")})
+		h.seen = append(h.seen, Request{storage, r.Host, r.Method, r.URL.Path, r.Header.Get("Range"), r.Header.Get("Authorization")})
 		var hit *fault
 		for _, f := range h.faults {
 			if f.storage == storage && f.times != 0 && strings.Contains(r.Method+" "+r.URL.Path, f.match) {
