@@ -139,8 +139,8 @@ func (p *pull) file(ctx context.Context, f PlannedFile) error {
 	blob := filepath.Join(repoFolder(p.cache, p.plan.Repo), "blobs", f.Blob)
 	if wholeBlob(blob, f.Bytes) {
 		p.done.Add(f.Bytes - f.Here)
-		os.Remove(blocksPath(blob)) // of a process that ended just after the blob was whole
-		return nil                  // without a lock: the cache may be one that can only be read
+		removePartial(blob) // of a pull that ended just after, or before another program made the blob
+		return nil          // without a lock: the cache may be one that can only be read
 	}
 	unlock, err := lockBlob(ctx, p.cache, p.plan.Repo, f.Blob, func() { p.say("waiting for another download of %s", f.Name) })
 	if err != nil {
@@ -163,7 +163,10 @@ func (p *pull) file(ctx context.Context, f PlannedFile) error {
 		switch {
 		case err != nil:
 		case whole:
-			err = diskFailure(p.cache, part.finish())
+			if err = part.finish(); err != nil && wholeBlob(blob, f.Bytes) {
+				err = nil // another program was faster
+			}
+			err = diskFailure(p.cache, err)
 		default:
 			p.done.Add(-f.Bytes)
 			counted = 0

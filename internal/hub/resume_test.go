@@ -255,7 +255,7 @@ func TestTwoPullsAtOnce(t *testing.T) {
 
 // A download by the hub's own client is waited for: the lock is the same.
 func TestPullWaitsForTheHubsOwnClient(t *testing.T) {
-	cmd := pythonCommand(t, `
+	cmd := pythonCommand(t, "transformers", `
 import sys
 from huggingface_hub.utils import WeakFileLock
 with WeakFileLock(sys.argv[1]):
