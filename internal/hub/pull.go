@@ -3,7 +3,6 @@ package hub
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -69,17 +68,17 @@ func (c *Client) pull(ctx context.Context, plan *Plan, progress Progress) (*Snap
 	// Large files first: the small ones then fill the gaps at the end.
 	files := slices.Clone(plan.Files)
 	slices.SortStableFunc(files, func(a, b PlannedFile) int { return int(min(max(b.Bytes-a.Bytes, -1), 1)) })
-	group, ctx := errgroup.WithContext(ctx)
+	group, inner := errgroup.WithContext(ctx)
 	group.SetLimit(c.connections)
 	for i, f := range files {
 		if !slices.ContainsFunc(files[:i], func(g PlannedFile) bool { return g.Blob == f.Blob }) {
-			group.Go(func() error { return p.file(ctx, f) })
+			group.Go(func() error { return p.file(inner, f) })
 		}
 	}
 	if err := group.Wait(); err != nil {
 		return nil, err
 	}
-	if err := p.link(); err != nil {
+	if err := p.link(ctx); err != nil {
 		return nil, diskFailure(c.cache, err)
 	}
 	return openSnapshot(c.cache, plan.Repo, plan.Revision)
@@ -418,42 +417,61 @@ func (s *source) read(ctx context.Context, from, to int64, take func(io.Reader) 
 }
 
 // link makes the snapshot out of the blobs: weights first, config.json last, so
-// that what looks like a model is one. Then the branch points to it.
-func (p *pull) link() error {
+// that what looks like a model is one. Then the branch points to it. What is in
+// place is left alone, and then nothing is written.
+func (p *pull) link(ctx context.Context) error {
 	folder := repoFolder(p.cache, p.plan.Repo)
-	dir := filepath.Join(folder, "snapshots", p.plan.Revision)
 	files := slices.Clone(p.plan.Files)
 	slices.SortStableFunc(files, func(a, b PlannedFile) int { return linkOrder(a) - linkOrder(b) })
+	type entry struct {
+		path   string
+		create func(temporary string) error
+	}
+	var todo []entry
 	for _, f := range files {
-		name := filepath.Join(dir, filepath.FromSlash(f.Name))
-		if err := os.MkdirAll(filepath.Dir(name), 0o777); err != nil {
-			return err
+		path := filepath.Join(folder, "snapshots", p.plan.Revision, filepath.FromSlash(f.Name))
+		if st, err := os.Stat(path); err == nil && st.Size() == f.Bytes {
+			continue // of an earlier download, or a copy on a disk without links
 		}
-		target, err := filepath.Rel(filepath.Dir(name), filepath.Join(folder, "blobs", f.Blob))
+		target, err := filepath.Rel(filepath.Dir(path), filepath.Join(folder, "blobs", f.Blob))
 		if err != nil {
 			return err
 		}
-		if st, err := os.Stat(name); err == nil && st.Size() == f.Bytes {
-			continue // of an earlier download, or a copy on a disk without links
+		todo = append(todo, entry{path, func(temporary string) error { return os.Symlink(target, temporary) }})
+	}
+	if p.plan.Asked != p.plan.Revision {
+		ref := filepath.Join(folder, "refs", filepath.FromSlash(p.plan.Asked))
+		if text, err := os.ReadFile(ref); err != nil || string(text) != p.plan.Revision {
+			todo = append(todo, entry{ref, func(temporary string) error { return os.WriteFile(temporary, []byte(p.plan.Revision), 0o666) }})
 		}
-		if err := p.replace(name, func(temporary string) error { return os.Symlink(target, temporary) }); err != nil {
+	}
+	if len(todo) == 0 {
+		return nil
+	}
+	unlock, err := lockBlob(ctx, p.cache, p.plan.Repo, "nativebench", func() { p.say("waiting for another pull") })
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	temporary := filepath.Join(folder, "blobs", "link.nativebench.tmp")
+	for _, e := range todo {
+		if err := os.MkdirAll(filepath.Dir(e.path), 0o777); err != nil {
+			return err
+		}
+		if err := os.Remove(temporary); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err // of a process that was killed
+		}
+		if err := e.create(temporary); err != nil {
+			return err
+		}
+		if err := os.Rename(temporary, e.path); err != nil {
+			return err
+		}
+		if err := syncDir(filepath.Dir(e.path)); err != nil {
 			return err
 		}
 	}
-	if err := syncDir(dir); err != nil {
-		return err
-	}
-	if p.plan.Asked == p.plan.Revision {
-		return nil
-	}
-	ref := filepath.Join(folder, "refs", filepath.FromSlash(p.plan.Asked))
-	if err := os.MkdirAll(filepath.Dir(ref), 0o777); err != nil {
-		return err
-	}
-	if text, err := os.ReadFile(ref); err == nil && string(text) == p.plan.Revision {
-		return nil
-	}
-	return p.replace(ref, func(temporary string) error { return os.WriteFile(temporary, []byte(p.plan.Revision), 0o666) })
+	return nil
 }
 
 func linkOrder(f PlannedFile) int {
@@ -464,18 +482,4 @@ func linkOrder(f PlannedFile) int {
 		return 0
 	}
 	return 1
-}
-
-// replace makes a file at path at once, out of one that create makes elsewhere
-// on the same disk, under a name that nobody else uses.
-func (p *pull) replace(path string, create func(temporary string) error) error {
-	temporary := filepath.Join(repoFolder(p.cache, p.plan.Repo), "blobs", rand.Text()+".nativebench.tmp")
-	err := create(temporary)
-	if err == nil {
-		err = os.Rename(temporary, path)
-	}
-	if err != nil {
-		os.Remove(temporary)
-	}
-	return err
 }

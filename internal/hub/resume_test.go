@@ -133,6 +133,49 @@ func TestResumeAfterKill(t *testing.T) {
 	}
 }
 
+// Whenever it is killed, what is marked as here is, and a model that is found is
+// whole. That it is whole in the end does not depend on how often.
+func TestKilledAtAnyMoment(t *testing.T) {
+	repo := whole()
+	h, c := setUp(t, repo)
+	slow := func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		time.Sleep(2 * time.Millisecond)
+		next.ServeHTTP(w, r)
+	}
+	h.Fault(true, "GET", -1, slow)
+	h.Fault(false, "HEAD", -1, slow)
+	found := 0
+	for i := range 25 {
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), pullForever+"=1")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(10+i*3) * time.Millisecond)
+		cmd.Process.Kill()
+		cmd.Wait()
+		marked(t, c, repo)
+		s, err := Find(name, commit)
+		switch {
+		case err == nil:
+			found++
+			wantFiles(t, s, repo)
+			// Begin again.
+			if err := os.RemoveAll(repoFolder(c.cache, name)); err != nil {
+				t.Fatal(err)
+			}
+		case !errors.Is(err, ErrMissing):
+			t.Fatal(err)
+		}
+	}
+	t.Logf("found whole %d times", found)
+	s, err := pullAll(t.Context(), c, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantSnapshot(t, s, repo)
+}
+
 func TestResumeAfterStop(t *testing.T) {
 	repo := whole()
 	h, c := setUp(t, repo)
