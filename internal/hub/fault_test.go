@@ -400,7 +400,12 @@ func TestFaults(t *testing.T) {
 			NotAHub,
 			[]string{"answers 418"},
 		},
-		{name: "signature expired", do: func(e env) { e.hub.Fault(true, "GET", 2, status(403)) }},
+		{name: "signature expired", do: func(e env) {
+			e.hub.Fault(true, "GET", 3, func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				e.hub.Expire()
+				next.ServeHTTP(w, r)
+			})
+		}},
 		{
 			"storage refuses", func(e env) { e.hub.Fault(true, "GET", always, status(403)) },
 			Unavailable,
@@ -557,6 +562,28 @@ func TestNoSnapshotBeforeAllIsHere(t *testing.T) {
 		if sum := b.Name(); !strings.Contains(sum, ".nativebench.") && hubtest.SHA256(content) != sum && hubtest.GitHash(content) != sum {
 			t.Errorf("the blob %s has other content", sum)
 		}
+	}
+}
+
+// config.json, without which nothing is a model, gets its name last.
+func TestConfigIsLinkedLast(t *testing.T) {
+	repo := whole()
+	_, c := setUp(t, repo)
+	dir := filepath.Join(repoFolder(c.cache, name), "snapshots", commit)
+	if err := os.MkdirAll(filepath.Join(dir, "config.json", "in the way"), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pullAll(t.Context(), c, ""); err == nil || !strings.Contains(err.Error(), "config.json") {
+		t.Fatalf("with a directory in the way of config.json: %v", err)
+	}
+	names, _, _ := chosenOf(repo)
+	for _, n := range names {
+		if st, err := os.Stat(filepath.Join(dir, n)); err != nil || n != "config.json" && st.Size() != int64(len(repo.Files[n])) {
+			t.Errorf("%s: %v", n, err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(dir, "../../refs/main")); !errors.Is(err, os.ErrNotExist) {
+		t.Error("the branch points to it")
 	}
 }
 

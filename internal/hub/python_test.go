@@ -134,11 +134,11 @@ except FileNotFoundError as e:
 			repo := whole()
 			h, c := setUp(t, repo)
 			names, _, _ := chosenOf(repo)
-			do, arrived := hanging(9)
+			do, hangs := hanging(9)
 			h.Fault(true, "GET", -1, do)
 			ctx, cancel := context.WithCancel(t.Context())
 			go func() {
-				<-arrived
+				<-hangs
 				cancel()
 			}()
 			if _, err := pullAll(ctx, c, ""); !errors.Is(err, context.Canceled) {
