@@ -162,10 +162,10 @@ func (c *Client) send(ctx context.Context, method string, to *url.URL, header ht
 		switch {
 		case err != nil || next.Host == "" || next.Scheme != "http" && next.Scheme != "https" || next.User != nil:
 			r.Body.Close()
-			return nil, failure(Unsafe, "%s redirects to an address that is not valid", to.Host)
+			return nil, failure(Unsafe, "%s redirects to an address that is not valid: check HF_ENDPOINT and proxies", to.Host)
 		case to.Scheme == "https" && next.Scheme != "https":
 			r.Body.Close()
-			return nil, failure(Unsafe, "%s redirects from https to http: not followed", to.Host)
+			return nil, failure(Unsafe, "%s redirects from https to http, which is not followed: check HF_ENDPOINT and proxies", to.Host)
 		case !c.atEndpoint(next) && !follow && r.Header.Get("X-Repo-Commit") != "":
 			return r, nil // not the next hub of a mirror, but the storage host
 		}
@@ -243,7 +243,10 @@ func (c *Client) persist(ctx context.Context, say func(string), do func() (progr
 		if failed++; moved {
 			failed, pause = 1, c.pause
 		}
-		if failed >= c.tries {
+		switch {
+		case failed >= c.tries && failed == 1:
+			return err
+		case failed >= c.tries:
 			return fmt.Errorf("%w (tried %d times)", err, failed)
 		}
 		wait := pause

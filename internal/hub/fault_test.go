@@ -202,7 +202,7 @@ func TestFaults(t *testing.T) {
 		{
 			"cut without progress", func(e env) { e.hub.Fault(true, "GET", always, cut(0)) },
 			Cut,
-			[]string{"the connection to {storage} was cut", "what has arrived is kept"},
+			[]string{"the connection to {storage} was cut", "what has arrived of files is kept"},
 		},
 		{
 			"listing cut", func(e env) { e.hub.Fault(false, "GET /api/models", always, cut(100)) },
@@ -244,7 +244,7 @@ func TestFaults(t *testing.T) {
 			[]string{"cannot be reached", "HTTPS_PROXY"},
 		},
 		{
-			"no such host", func(e env) { e.client.endpoint.Host = "hub.invalid" },
+			"no such host", func(e env) { e.client.endpoint.Host, e.client.tries = "hub.invalid", 1 },
 			NoNetwork,
 			[]string{"the name hub.invalid cannot be resolved"},
 		},
@@ -437,7 +437,7 @@ func TestFaults(t *testing.T) {
 				e.client.endpoint.Scheme, e.client.endpoint.Host = "https", s.Listener.Addr().String()
 			},
 			Unsafe,
-			[]string{"redirects from https to http: not followed"},
+			[]string{"redirects from https to http, which is not followed"},
 		},
 		{
 			"redirect in a circle", func(e env) {
@@ -471,7 +471,7 @@ func TestFaults(t *testing.T) {
 				}))
 			},
 			NoSpace,
-			[]string{"33554432.0 GiB are to be fetched, and the disk of ", " free, ", " too little"},
+			[]string{"owner/model: 33554432.0 GiB are to be fetched, and the disk of ", " free, ", " too little"},
 		},
 		{
 			"no weights", func(e env) {
@@ -526,6 +526,9 @@ func TestFaults(t *testing.T) {
 				if !strings.Contains(text, says) {
 					t.Errorf("%q does not say %q", text, says)
 				}
+			}
+			if strings.Count(text, name+": ") != 1 {
+				t.Errorf("%q does not name the model once", text)
 			}
 			if strings.ContainsAny(text, "\n\r") || strings.Contains(text, secret) || strings.Contains(text, "Signature") {
 				t.Errorf("not fit to print: %q", text)

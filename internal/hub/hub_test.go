@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -72,6 +73,7 @@ func client(t *testing.T) *Client {
 		t.Fatal(err)
 	}
 	c.blockBytes, c.blocks, c.connections, c.pause, c.longestWait = 1000, 8, 4, time.Millisecond, 2*time.Second
+	c.http.Transport.(*http.Transport).Proxy = nil // whatever this machine has
 	t.Cleanup(c.http.CloseIdleConnections)
 	return c
 }

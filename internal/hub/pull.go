@@ -36,6 +36,11 @@ type Progress func(State)
 // names. What has arrived is kept when it fails or is stopped, or the process is
 // killed; the next pull goes on there. Errors of the hub are *Error.
 func (c *Client) Pull(ctx context.Context, plan *Plan, progress Progress) (*Snapshot, error) {
+	if plan.Fetch() > 0 {
+		if err := plan.CheckSpace(); err != nil {
+			return nil, err
+		}
+	}
 	s, err := c.pull(ctx, plan, progress)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", plan.Repo, err)
@@ -50,11 +55,6 @@ func (c *Client) pull(ctx context.Context, plan *Plan, progress Progress) (*Snap
 	p := &pull{Client: c, plan: plan, buffers: make(chan []byte, c.connections)}
 	for range c.connections {
 		p.buffers <- nil
-	}
-	if plan.Fetch() > 0 {
-		if err := plan.CheckSpace(); err != nil {
-			return nil, err
-		}
 	}
 	blobs := filepath.Join(repoFolder(c.cache, plan.Repo), "blobs")
 	if err := os.MkdirAll(blobs, 0o777); err != nil {
