@@ -207,6 +207,8 @@ func weightFlags() []cli.Flag {
 		&cli.StringFlag{Name: "weights", Category: flagsModel, Value: "synthetic", Usage: "`WHERE`: a GGUF file, or \"synthetic\" for random weights of the real shape, written once into the cache"},
 		&cli.StringFlag{Name: "hf-dir", Category: flagsModel, Usage: "`DIR`: the weights of --weights as a Hugging Face directory, for the servers that want one (vllm, transformers)"},
 		&cli.StringFlag{Name: "dtype", Category: flagsModel, Value: "f16", Usage: "`TYPE`: of synthetic weights: f16, f32, bf16"},
+		&cli.IntFlag{Name: "layers", Category: flagsModel, Usage: "`N` layers of synthetic weights instead of the model's: a small relative, for trying things out"},
+		&cli.IntFlag{Name: "width", Category: flagsModel, Usage: "`N` numbers per token of synthetic weights instead of the model's"},
 		&cli.StringFlag{Name: "engine-dir", Category: flagsModel, Usage: "`DIR`: where the engine library and llama-server are", DefaultText: "$NATIVEBENCH_ENGINE_DIR, or engine/ beside this program"},
 	}
 }

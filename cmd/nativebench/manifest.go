@@ -58,6 +58,7 @@ func (s *setup) newManifest(args []string) (*results.Manifest, error) {
 		Versions: map[string]string{"go": runtime.Version()},
 		Warnings: append(slices.Clone(h.Warnings), notes...),
 	}
+	s.gpus.note(&m.Environment)
 	if b, err := native.Describe(s.engineDir); err == nil {
 		m.Environment.Versions["engine"] = b.Engine
 		m.Environment.Versions["engine_build"] = b.Build
@@ -141,6 +142,12 @@ func (s *setup) header(w io.Writer, todo []int) {
 			if m.file.Synthetic {
 				row("", "synthetic weights: random numbers in the model's real shape; speed and memory are")
 				row("", "real, the text that comes out means nothing")
+			}
+			if m.file.Relative != "" {
+				row("", "NOT %s itself but a relative of it: %s", m.Name, m.file.Relative)
+			}
+			if m.shape.Vocabulary != "" {
+				row("", "vocabulary: %s", m.shape.Vocabulary)
 			}
 		} else {
 			row("model", "%s", key)

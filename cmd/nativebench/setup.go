@@ -35,6 +35,8 @@ type setup struct {
 	weights   string // "synthetic" or a path
 	hfDir     string // the same as a Hugging Face directory; "": none
 	dtype     string // of synthetic weights
+	layers    int    // of synthetic weights; 0: the model's
+	width     int    // of synthetic weights; 0: the model's
 	out       string
 	format    string
 	yes       bool
@@ -43,6 +45,7 @@ type setup struct {
 	resumedPaths map[string]string // the weights it began with, by model
 	resumedDirs  map[string]string // the same as Hugging Face directories
 	machine      telemetry.Machine
+	gpus         gpuSet
 	models       map[string]*model // by key; of backends that hold weights
 	prompts      promptBook
 	counts       []results.PromptCount // how they were counted, by model
@@ -54,6 +57,7 @@ func newSetup(c *cli.Context, known registry, base plan.Plan) *setup {
 	s := &setup{
 		known: known, plan: base,
 		engineDir: c.String("engine-dir"), weights: c.String("weights"), hfDir: absolute(c.String("hf-dir")), dtype: c.String("dtype"),
+		layers: c.Int("layers"), width: c.Int("width"),
 		out: c.String("out"), format: c.String("format"), yes: c.Bool("yes"),
 	}
 	applyPlanFlags(c, &s.plan)
@@ -193,6 +197,9 @@ func (s *setup) resolveThreads() {
 // prompts and compares need and free memory. show tells what takes its time.
 func (s *setup) prepare(ctx context.Context, show *liveLine) error {
 	s.machine = telemetry.Inspect()
+	if s.gpus = (gpuSet{why: "not available: --gpu-layers 0 leaves the GPU alone"}); s.plan.Engine.GPULayers != 0 {
+		s.gpus = findGPUs()
+	}
 	s.resolveThreads()
 	s.models = map[string]*model{}
 	if len(s.holders()) > 0 {

@@ -56,7 +56,17 @@ func (v *runView) heading() section {
 			if model.Seed != 0 {
 				seed = fmt.Sprintf(" (seed %d)", model.Seed)
 			}
-			s.facts = append(s.facts, fact{"", "synthetic weights" + seed + ": random numbers in the real shape. Speed and memory are real, the text is noise", alarm})
+			text := ": random numbers in the real shape. Speed and memory are real, the text is noise"
+			if model.Relative != "" {
+				text = ": random numbers, the text is noise"
+			}
+			s.facts = append(s.facts, fact{"", "synthetic weights" + seed + text, alarm})
+			if t := model.Tokenizer; t != "" && t != results.TokenizerInFile {
+				s.facts = append(s.facts, fact{"", "vocabulary: " + t, plain})
+			}
+		}
+		if model.Relative != "" {
+			s.facts = append(s.facts, fact{"", fmt.Sprintf("not %s itself but a relative, %s: its speed and memory are not the model's", key, model.Relative), alarm})
 		}
 	}
 	for _, key := range v.backends {
@@ -370,6 +380,9 @@ func (v *runView) title(what, model string) string {
 	}
 	if v.synthetic(model) {
 		title += " · synthetic weights"
+	}
+	if r := v.model(model).Relative; r != "" {
+		title += " · relative: " + r
 	}
 	return title
 }
