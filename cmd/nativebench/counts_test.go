@@ -227,3 +227,31 @@ func TestServerCountsWhatWasCountedHere(t *testing.T) {
 		t.Errorf("%+v", counts)
 	}
 }
+
+// A run whose prompts were counted with one vocabulary is not completed with
+// another.
+func TestResumeWantsTheSameVocabulary(t *testing.T) {
+	dir := vocabulariesOnly(t)
+	b, err := os.ReadFile(filepath.Join(dir, "vocab", "ggml-vocab-gpt-2.gguf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	vocab, out := filepath.Join(t.TempDir(), "mine.gguf"), filepath.Join(t.TempDir(), "run")
+	write := func(b []byte) {
+		if err := os.WriteFile(vocab, b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(b)
+	if code, _, stderr := invoke(t, small("fake", out, "--vocab", vocab)...); code != exitOK {
+		t.Fatalf("status %d: %s", code, stderr)
+	}
+	if code, _, stderr := invoke(t, "compare", "--resume", out, "--format", "none"); code != exitOK {
+		t.Errorf("the same file: status %d: %s", code, stderr)
+	}
+	write(append(b, 0))
+	code, _, stderr := invoke(t, "compare", "--resume", out, "--format", "none")
+	if code != exitUsage || !strings.Contains(stderr, "counted with another vocabulary than there is now") {
+		t.Errorf("another file: status %d: %s", code, stderr)
+	}
+}
