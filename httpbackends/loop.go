@@ -70,7 +70,7 @@ func (l *loop) run() {
 	var batch [len(l.ready)]*loopConn
 	for {
 		if err := l.raw.Read(l.pollFn); err != nil {
-			l.fail(err)
+			l.fail(fmt.Errorf("cannot wait for connections: %w", err))
 			return
 		}
 		l.mu.Lock()
@@ -87,8 +87,11 @@ func (l *loop) run() {
 		}
 		// Who was woken runs now, on a machine of one core too.
 		runtime.Gosched()
-		if l.pace.rests(bench.Now(), l.n) {
+		if now := bench.Now(); l.pace.rests(now, l.n) {
 			nap()
+			if bench.Now()-now > 4*int64(restTime) {
+				l.pace.stayAwake()
+			}
 		}
 	}
 }
@@ -111,6 +114,7 @@ func (l *loop) fail(err error) {
 	defer l.mu.Unlock()
 	for _, c := range l.conns {
 		c.mu.Lock()
+		c.events = 0 // so that who waits from now on finds the loop closed
 		c.end(err)
 		c.mu.Unlock()
 	}
@@ -242,7 +246,7 @@ func (c *loopConn) set(events uint32) error {
 	if e := c.loop.raw.Control(func(fd uintptr) {
 		err = unix.EpollCtl(int(fd), op, c.fd, &unix.EpollEvent{Events: events, Fd: int32(c.id), Pad: int32(c.id >> 32)})
 	}); e != nil {
-		return e // the loop is closed
+		return fmt.Errorf("cannot wait for a connection: %w", e) // the loop is closed
 	}
 	if err == nil {
 		c.events = events
