@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -53,13 +54,14 @@ type Config struct {
 
 // backend is a server that was found ready.
 type backend struct {
-	cfg  Config
-	info bench.Info
-	addr string      // host:port
-	host string      // of the Host field
-	path string      // before the routes
-	tls  *tls.Config // nil: plain
-	loop *loop       // of plain connections
+	cfg    Config
+	info   bench.Info
+	addr   string      // host:port
+	host   string      // of the Host field
+	path   string      // before the routes
+	tls    *tls.Config // nil: plain
+	loop   *loop       // of plain connections
+	stamps *os.File    // keepStamps
 }
 
 var _ bench.Backend = (*backend)(nil)
@@ -94,6 +96,7 @@ func Open(ctx context.Context, cfg Config) (bench.Backend, error) {
 		}
 		b.loop = l
 	}
+	b.stamps = keepStamps()
 	if err := b.greet(ctx); err != nil {
 		b.Close()
 		return nil, err
@@ -302,6 +305,7 @@ func (b *backend) Info() bench.Info {
 
 // Close ends what the sessions wait with: close them before.
 func (b *backend) Close() error {
+	b.stamps.Close()
 	if b.loop == nil {
 		return nil
 	}

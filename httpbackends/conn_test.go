@@ -118,6 +118,38 @@ func TestStampIsOfArrival(t *testing.T) {
 	}
 }
 
+// While a backend is open, the first read of each connection is stamped, though
+// no other connection is open.
+func TestFirstReadIsStamped(t *testing.T) {
+	newTestServer(t).open(t, nil)
+	unstamped := func() int {
+		c, other := peer(t, "loop", "127.0.0.1:0")
+		defer c.Close()
+		defer other.Close()
+		if _, err := io.WriteString(other, "hello"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Read(make([]byte, 8)); err != nil {
+			t.Fatal(err)
+		}
+		return c.unstamped
+	}
+	// The kernel begins a moment after it was asked to.
+	for tries := 0; unstamped() > 0; tries++ {
+		if tries == 1000 {
+			t.Skip("this kernel gives no receive stamps")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	n := 0
+	for range 100 {
+		n += unstamped()
+	}
+	if n > 0 {
+		t.Errorf("%d first reads of 100 were not stamped", n)
+	}
+}
+
 func TestReadEnds(t *testing.T) { eachKind(t, testReadEnds) }
 
 func testReadEnds(t *testing.T, kind string) {
