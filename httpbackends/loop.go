@@ -89,7 +89,7 @@ func (l *loop) run() {
 		runtime.Gosched()
 		if now := bench.Now(); l.pace.rests(now, l.n) {
 			nap()
-			if bench.Now()-now > 4*int64(restTime) {
+			if bench.Now()-now > lateNap {
 				l.pace.stayAwake()
 			}
 		}
@@ -123,12 +123,16 @@ func (l *loop) fail(err error) {
 // pace lets the loop rest between two reports where events come in so fast
 // that several gather meanwhile, as network cards do. The kernel has stamped
 // them by then: what a rest delays is the notice that an answer is over, and
-// with it the next request.
+// with it the next request. Where others want the core too, a thread that
+// sleeps often gets less of it, and one that keeps its P through system calls
+// leaves nobody to go on while it waits for the core: many more events came to
+// share a stamp. So a rest that takes too long, or shared stamps, end both.
 type pace struct {
-	since  int64 // when counting began
-	events int   // reported since
-	rest   bool
-	awake  atomic.Int64 // until when it does not rest, whatever comes
+	since   int64 // when counting began
+	events  int   // reported since
+	fast    bool  // the rate is worth a rest
+	resting bool
+	awake   atomic.Int64 // until when it does not rest, whatever comes
 }
 
 const (
@@ -139,6 +143,8 @@ const (
 	restRate = int64(2 * time.Second / restTime)
 	// paceTime is over how long the rate is taken.
 	paceTime = 10 * time.Millisecond
+	// lateNap is how long a rest lasts, in ns, where others want the core too.
+	lateNap = 4 * int64(restTime)
 	// awakeTime is how long a rest is not tried after one may have done harm.
 	awakeTime = time.Second
 )
@@ -147,10 +153,11 @@ const (
 func (p *pace) rests(now int64, n int) bool {
 	p.events += n
 	if passed := now - p.since; passed >= int64(paceTime) {
-		p.rest = int64(p.events)*int64(time.Second)/passed >= restRate
+		p.fast = int64(p.events)*int64(time.Second)/passed >= restRate
 		p.since, p.events = now, 0
 	}
-	return p.rest && now >= p.awake.Load()
+	p.resting = p.fast && now >= p.awake.Load()
+	return p.resting
 }
 
 // stayAwake is called when two events shared a stamp, which may be because of a
@@ -300,7 +307,9 @@ func (c *loopConn) Read(p []byte) (int, error) {
 			return 0, errAgain
 		}
 		c.readable = false
-		call = syscall.RawSyscall // it holds up no one but the loop
+		if c.loop.pace.resting {
+			call = syscall.RawSyscall
+		}
 	} else {
 		err = c.late()
 	}
