@@ -7,7 +7,6 @@ import (
 	"os"
 	"runtime"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -36,7 +35,7 @@ type loop struct {
 
 	ready  [128]unix.EpollEvent // ready[:n] was reported
 	n      int
-	pace   pace
+	pace   pace // run and what it calls only
 	pollFn func(fd uintptr) bool // poll
 }
 
@@ -89,8 +88,8 @@ func (l *loop) run() {
 		runtime.Gosched()
 		if now := bench.Now(); l.pace.rests(now, l.n) {
 			nap()
-			if bench.Now()-now > lateNap {
-				l.pace.stayAwake()
+			if woke := bench.Now(); woke-now > lateNap {
+				l.pace.stayAwake(woke)
 			}
 		}
 	}
@@ -132,7 +131,8 @@ type pace struct {
 	events  int   // reported since
 	fast    bool  // the rate is worth a rest
 	resting bool
-	awake   atomic.Int64 // until when it does not rest, whatever comes
+	awake   int64 // until when it does not rest, whatever comes
+	penalty int64 // what was added to awake last, ns
 }
 
 const (
@@ -145,8 +145,11 @@ const (
 	paceTime = 10 * time.Millisecond
 	// lateNap is how long a rest lasts, in ns, where others want the core too.
 	lateNap = 4 * int64(restTime)
-	// awakeTime is how long a rest is not tried after one may have done harm.
-	awakeTime = time.Second
+	// A rest is not tried for minAwake after one that may have done harm, for
+	// twice as long if that was after less than calmTime of rests, and so on.
+	minAwake = 10 * int64(time.Millisecond)
+	maxAwake = int64(time.Second)
+	calmTime = 100 * int64(time.Millisecond)
 )
 
 // rests counts n events and says whether to rest.
@@ -156,13 +159,23 @@ func (p *pace) rests(now int64, n int) bool {
 		p.fast = int64(p.events)*int64(time.Second)/passed >= restRate
 		p.since, p.events = now, 0
 	}
-	p.resting = p.fast && now >= p.awake.Load()
+	p.resting = p.fast && now >= p.awake
 	return p.resting
 }
 
-// stayAwake is called when two events shared a stamp, which may be because of a
-// rest.
-func (p *pace) stayAwake() { p.awake.Store(bench.Now() + int64(awakeTime)) }
+// stayAwake is called when a rest took too long, and when two events shared a
+// stamp, which may be because of a rest.
+func (p *pace) stayAwake(now int64) {
+	switch {
+	case now < p.awake:
+		return // that was no rest
+	case now < p.awake+calmTime:
+		p.penalty = min(2*p.penalty, maxAwake)
+	default:
+		p.penalty = minAwake
+	}
+	p.awake = now + p.penalty
+}
 
 // nap sleeps for restTime. It keeps its P: to give it up and have it back costs
 // more than the sleep saves.
@@ -170,6 +183,10 @@ func nap() {
 	t := unix.NsecToTimespec(int64(restTime))
 	_, _, _ = syscall.RawSyscall6(unix.SYS_CLOCK_NANOSLEEP, unix.CLOCK_MONOTONIC, 0, uintptr(unsafe.Pointer(&t)), 0, 0, 0)
 }
+
+// step works on what has come in: done tells that nothing more is waited for,
+// shared that two events came with one stamp.
+type step func() (done, shared bool)
 
 // loopConn is a TCP connection outside Go's poller, which a loop waits for. It
 // is used by one goroutine at a time; deadlines may be set by any.
@@ -185,7 +202,7 @@ type loopConn struct {
 
 	mu      sync.Mutex
 	events  uint32      // waited for in the set; 0: not in the set
-	step    func() bool // called at each report; nil: nobody waits
+	step    step        // called at each report; nil: nobody waits
 	wake    chan error  // ends the wait
 	expired bool        // the deadline has passed
 	timer   *time.Timer // of the deadline; nil: none set, or passed
@@ -222,7 +239,11 @@ func (c *loopConn) serve() {
 		_ = c.set(0)
 	default:
 		c.readable = true
-		if c.step() {
+		done, shared := c.step()
+		if shared {
+			c.loop.pace.stayAwake(bench.Now())
+		}
+		if done {
 			c.end(nil)
 		}
 	}
@@ -262,8 +283,8 @@ func (c *loopConn) set(events uint32) error {
 }
 
 // until waits for events, at each of which step is called in the loop, until it
-// returns true.
-func (c *loopConn) until(events uint32, step func() bool) error {
+// is done.
+func (c *loopConn) until(events uint32, step step) error {
 	c.mu.Lock()
 	err := error(nil)
 	if c.expired {
@@ -282,19 +303,19 @@ func (c *loopConn) until(events uint32, step func() bool) error {
 }
 
 // each calls step whenever bytes have come in, and before that once for those
-// that were read already, until it returns true. Inside it Read returns
-// errAgain in place of waiting.
-func (c *loopConn) each(step func() bool) error {
+// that were read already, until it is done. Inside it Read returns errAgain in
+// place of waiting.
+func (c *loopConn) each(step step) error {
 	c.stepping, c.readable = true, false
 	defer func() { c.stepping = false }()
-	if step() {
+	if done, _ := step(); done {
 		return nil
 	}
 	return c.until(unix.EPOLLIN, step)
 }
 
 // once is the step of a wait for one report.
-func once() bool { return true }
+func once() (done, shared bool) { return true, false }
 
 // Read reads as net.Conn says and sets last.
 func (c *loopConn) Read(p []byte) (int, error) {

@@ -15,8 +15,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/nativebench/nativebench/internal/bench"
 )
 
 // looped returns a connection in l and the other end.
@@ -43,11 +41,11 @@ func looped(t *testing.T, l *loop) (*loopConn, *net.TCPConn) {
 // collect reads to the end in the loop.
 func (c *loopConn) collect() (got string, err error) {
 	buf := make([]byte, 16)
-	waited := c.each(func() bool {
+	waited := c.each(func() (done, shared bool) {
 		var n int
 		n, err = c.Read(buf)
 		got += string(buf[:n])
-		return err != nil && err != errAgain
+		return err != nil && err != errAgain, false
 	})
 	if waited != nil {
 		err = waited
@@ -271,11 +269,11 @@ func TestLoopReusesDescriptors(t *testing.T) {
 					continue
 				}
 				var got string
-				if err := w.loop.each(func() bool {
+				if err := w.loop.each(func() (done, shared bool) {
 					buf := make([]byte, 5)
 					n, err := w.Read(buf)
 					got += string(buf[:n])
-					return len(got) >= len(want) || err != nil && err != errAgain
+					return len(got) >= len(want) || err != nil && err != errAgain, false
 				}); err != nil || got != want {
 					t.Errorf("got %q, %v; want %q", got, err, want)
 				}
@@ -373,12 +371,12 @@ func TestLoopAllocates(t *testing.T) {
 	came, done := make(chan int, 1), make(chan error)
 	buf, msg := make([]byte, 100), []byte("hello")
 	go func() {
-		done <- c.each(func() bool {
+		done <- c.each(func() (over, shared bool) {
 			n, err := c.Read(buf)
 			if n > 0 {
 				came <- n
 			}
-			return err == io.EOF
+			return err == io.EOF, false
 		})
 	}()
 	n := testing.AllocsPerRun(200, func() {
@@ -417,16 +415,26 @@ func TestPace(t *testing.T) {
 			}
 		}
 	}
+	// What goes wrong again and again is tried ever less often.
 	p := pace{}
-	p.rests(100*ms, 1)
-	p.stayAwake()
-	for at := bench.Now(); at < p.awake.Load(); at += int64(paceTime) {
-		if p.rests(at, 1000) {
-			t.Fatalf("rests %d ns before it may", p.awake.Load()-at)
+	at := 100 * ms
+	var waits []int64
+	for range 12 {
+		for at += ms; !p.rests(at, 1000); at += ms {
 		}
+		if len(waits) > 0 && at < p.awake {
+			t.Errorf("rests %d ms before it may", (p.awake-at)/ms)
+		}
+		p.stayAwake(at)
+		p.stayAwake(at) // counts once
+		waits = append(waits, (p.awake-at)/ms)
 	}
-	if !p.rests(p.awake.Load()+int64(paceTime), 10000) {
-		t.Error("never rests again")
+	if want := []int64{10, 20, 40, 80, 160, 320, 640, 1000, 1000, 1000, 1000, 1000}; !slices.Equal(waits, want) {
+		t.Errorf("waits %v ms, want %v", waits, want)
+	}
+	at = p.awake + calmTime
+	if p.stayAwake(at); p.awake-at != minAwake {
+		t.Errorf("after a calm time it waits %d ms", (p.awake-at)/ms)
 	}
 }
 
@@ -435,15 +443,24 @@ func TestSharedStampsWake(t *testing.T) {
 	srv := newTestServer(t)
 	b := srv.open(t, nil).(*backend)
 	s := openSession(t, b)
-	ask(t, s, testRequest(false))
-	if b.loop.pace.awake.Load() != 0 {
-		t.Error("awake without a reason")
-	}
-	answer := event("a", 1) + event("b", 2) + event("c", 3) + event("d", 4) + last("length", 4) + doneMark
-	srv.set(raw("HTTP/1.1 200 OK\r\n\r\n" + answer))
+	first := make(chan struct{})
+	srv.set(func(c *call) {
+		c.write("%s%s", streamHead, chunk(event("a", 1)))
+		<-first
+		c.write("%s%s%s0\r\n\r\n", chunk(event("b", 2)+event("c", 3)+event("d", 4)), chunk(last("length", 4)), chunk(doneMark))
+	})
+	go func() { // the loop waits, so it is the loop that reads what follows
+		for waits := false; !waits; time.Sleep(100 * time.Microsecond) {
+			s.conn.loop.mu.Lock()
+			waits = s.conn.loop.step != nil && s.conn.loop.stepping
+			s.conn.loop.mu.Unlock()
+		}
+		close(first)
+	}()
 	ask(t, s, testRequest(true))
-	if b.loop.pace.awake.Load() <= bench.Now() {
-		t.Error("not awake")
+	b.Close() // for the race detector: the loop is over
+	if b.loop.pace.awake == 0 {
+		t.Error("shared stamps were not noticed")
 	}
 }
 

@@ -329,17 +329,14 @@ func (s *session) readStream(tr *bench.Trace) error {
 // eachEvent reads events until the last (nil), the end of the body (io.EOF) or
 // an error.
 func (s *session) eachEvent(tr *bench.Trace) error {
-	loop := s.conn.loop
-	if loop == nil {
+	if s.conn.loop == nil {
 		return s.takeEvents(tr)
 	}
 	var err error
-	waited := loop.each(func() bool {
+	waited := s.conn.loop.each(func() (done, shared bool) {
 		before := tr.Coalesced
-		if err = s.takeEvents(tr); tr.Coalesced > before {
-			loop.loop.pace.stayAwake()
-		}
-		return err != errAgain
+		err = s.takeEvents(tr)
+		return err != errAgain, tr.Coalesced > before
 	})
 	if waited != nil {
 		return waited
