@@ -79,14 +79,17 @@ func (l *loop) run() {
 			batch[i] = l.conns[uint64(uint32(e.Fd))|uint64(uint32(e.Pad))<<32]
 		}
 		l.mu.Unlock()
+		over := false
 		for _, c := range batch[:l.n] {
-			if c != nil {
-				c.serve()
+			if c != nil && c.serve() {
+				over = true
 			}
 		}
 		// Who was woken runs now, on a machine of one core too.
 		runtime.Gosched()
-		if now := bench.Now(); l.pace.rests(now, l.n) {
+		// No rest where answers end: their ends often come together, and a
+		// request is waiting to be sent for each.
+		if now := bench.Now(); l.pace.rests(now, l.n) && !over {
 			nap()
 			if woke := bench.Now(); woke-now > lateNap {
 				l.pace.stayAwake(woke)
@@ -230,24 +233,25 @@ func (l *loop) adopt(tcp *stampConn) (*loopConn, error) {
 	return c, nil
 }
 
-// serve does what is to be done when the loop has found c ready.
-func (c *loopConn) serve() {
+// serve does what is to be done when the loop has found c ready; over tells that
+// it ended the wait.
+func (c *loopConn) serve() (over bool) {
 	c.mu.Lock()
-	switch {
-	case c.step == nil:
+	defer c.mu.Unlock()
+	if c.step == nil {
 		// Nobody waits. It would be reported for ever.
 		_ = c.set(0)
-	default:
-		c.readable = true
-		done, shared := c.step()
-		if shared {
-			c.loop.pace.stayAwake(bench.Now())
-		}
-		if done {
-			c.end(nil)
-		}
+		return false
 	}
-	c.mu.Unlock()
+	c.readable = true
+	over, shared := c.step()
+	if shared {
+		c.loop.pace.stayAwake(bench.Now())
+	}
+	if over {
+		c.end(nil)
+	}
+	return over
 }
 
 // end ends the wait, if there is one. c.mu is held.
