@@ -52,7 +52,6 @@ func (g gpuSet) note(e *results.Environment) {
 	}
 	e.Versions["nvidia_driver"], e.Versions["cuda_driver"], e.Versions["nvml"] = g.system.Driver, g.system.CUDA, g.system.NVML
 	for i, d := range g.used {
-		e.Devices = append(e.Devices, d.String())
 		e.GPUs = append(e.GPUs, results.GPU{
 			Device: d.Subject, Engine: engineName(i), Name: d.Name, UUID: d.UUID, MemoryB: d.MemoryBytes, PowerLimitW: d.PowerLimitW,
 			MIG: d.MIG, Persistence: d.Persistence, ECC: d.ECC, Processes: d.Processes,
