@@ -23,9 +23,12 @@ type gpuSet struct {
 	why    string // why there are none: "not available: …"
 }
 
+// openNVML is the driver's library; tests have a mock machine.
+var openNVML = nvml.Open
+
 // findGPUs opens the driver's library, once in a process: it stays open.
 func findGPUs() gpuSet {
-	lib, err := nvml.Open()
+	lib, err := openNVML()
 	if err != nil {
 		return gpuSet{why: err.Error()}
 	}
