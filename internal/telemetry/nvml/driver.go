@@ -316,7 +316,7 @@ func (d *device) utilization() (busy, memory float64, err error) {
 }
 
 func (d *device) pcie() (sent, received uint64, bits int, err error) {
-	if sent, bits, err = d.field(nvml.FI_DEV_PCIE_COUNT_TX_BYTES, "PCIe bytes sent"); err != nil {
+	if sent, _, err = d.field(nvml.FI_DEV_PCIE_COUNT_TX_BYTES, "PCIe bytes sent"); err != nil {
 		return 0, 0, 0, err
 	}
 	received, bits, err = d.field(nvml.FI_DEV_PCIE_COUNT_RX_BYTES, "PCIe bytes received")

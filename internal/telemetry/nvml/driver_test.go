@@ -48,7 +48,7 @@ func TestMachinesOfOneAndOfEight(t *testing.T) {
 		}
 		for i, d := range l.Devices() {
 			want := Device{
-				Index: i, Subject: fmt.Sprintf("gpu%d", i), Name: m.Devices[i].(*dgxa100.Device).Config.Name, UUID: m.Devices[i].(*dgxa100.Device).UUID,
+				Index: i, Subject: fmt.Sprintf("gpu%d", i), Name: m.Devices[i].(*server.Device).Config.Name, UUID: m.Devices[i].(*server.Device).UUID,
 				MemoryBytes: 40 << 30, PowerLimitW: 400, MIG: "off", Persistence: "on", ECC: "on", Processes: "visible",
 			}
 			if d != want {
@@ -87,7 +87,7 @@ func TestMachinesOfOneAndOfEight(t *testing.T) {
 
 func TestMIGIsSeenByItsParts(t *testing.T) {
 	m, states := nvmltest.Machine(2)
-	whole := m.Devices[0].(*dgxa100.Device)
+	whole := m.Devices[0].(*server.Device)
 	whole.MigMode = nvml.DEVICE_MIG_ENABLE
 	parts := []*server.Device{dgxa100.NewDevice(0), dgxa100.NewDevice(0)}
 	for i, p := range parts {
@@ -202,7 +202,7 @@ func TestAnOldDriverIsNotAskedForWhatItLacks(t *testing.T) {
 		}
 		return nil
 	}
-	d := m.Devices[0].(*dgxa100.Device)
+	d := m.Devices[0].(*server.Device)
 	d.MemoryInfo.Used = 3 << 30 // of the first version
 	l := opened(t, m)
 	for name, call := range map[string]func() int{
@@ -342,7 +342,7 @@ func TestVisibleDevices(t *testing.T) {
 	}
 	mixed := dgxa100.NewWithGPUs(gpus.A100_SXM4_40GB, gpus.A30_PCIE_24GB)
 	for _, d := range mixed.Devices {
-		nvmltest.Wire(&d.(*dgxa100.Device).Device, &nvmltest.GPU{Faults: map[string]nvml.Return{}})
+		nvmltest.Wire(&d.(*server.Device).Device, &nvmltest.GPU{Faults: map[string]nvml.Return{}})
 	}
 	l = opened(t, mixed)
 	if _, notes := l.visible("1", true, ""); len(notes) != 1 || !strings.Contains(notes[0], "CUDA_DEVICE_ORDER=PCI_BUS_ID") {
@@ -465,7 +465,7 @@ func TestACostlySeriesIsStretched(t *testing.T) {
 	}
 	clock := time.Unix(1000, 0)
 	p.now = func() time.Time { return clock }
-	d := m.Devices[0].(*dgxa100.Device)
+	d := m.Devices[0].(*server.Device)
 	d.GetComputeRunningProcessesFunc = func() ([]nvml.ProcessInfo, nvml.Return) {
 		clock = clock.Add(4 * time.Millisecond)
 		return nil, nvml.SUCCESS

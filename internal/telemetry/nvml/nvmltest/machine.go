@@ -12,6 +12,7 @@ import (
 	"github.com/NVIDIA/go-nvml/pkg/nvml/mock"
 	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/dgxa100"
 	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/gpus"
+	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/server"
 )
 
 // GPU is what a mock GPU answers. Change it by Set.
@@ -112,12 +113,12 @@ func Wire(d *mock.Device, s *GPU) {
 }
 
 // Machine is a DGX A100 with n of its GPUs, idle, with 500 MiB in use.
-func Machine(n int) (*dgxa100.Server, []*GPU) {
+func Machine(n int) (*server.Server, []*GPU) {
 	m := dgxa100.NewWithGPUs(gpus.Multiple(n, gpus.A100_SXM4_40GB)...)
 	var all []*GPU
 	for i, d := range m.Devices {
 		s := &GPU{Used: 500 << 20, Celsius: 35, Joules: 1000, Faults: map[string]nvml.Return{}}
-		device := d.(*dgxa100.Device)
+		device := d.(*server.Device)
 		device.UUID = fmt.Sprintf("GPU-%d0000000-0000-0000-0000-000000000000", i)
 		Wire(&device.Device, s)
 		all = append(all, s)
