@@ -58,8 +58,9 @@ test-servers: engine ## the conformance suite against real vLLM and Transformers
 	scripts/test-servers.sh $(SERVERS)
 
 .PHONY: test-gpu
-test-gpu: ## what NVML tells of this machine's NVIDIA GPUs, and what each call costs
+test-gpu: engine ## what NVML tells of this machine's NVIDIA GPUs and what each call costs; 200 load and release cycles must leak no GPU memory
 	NATIVEBENCH_TEST_GPU=1 $(GO) test -count=1 -v -run RealGPU ./internal/telemetry/nvml
+	NATIVEBENCH_TEST_GPU=1 NATIVEBENCH_ENGINE_DIR=$$(readlink -f bin/engine) $(GO) test -count=1 -v -run GPUMemoryComesBack ./cmd/nativebench
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME each (default 20s)
