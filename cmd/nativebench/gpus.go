@@ -103,13 +103,17 @@ func lookDevice(g gpuSet, d nvml.Device) (verdict, string, string) {
 	if d.Processes != "visible" {
 		costs = append(costs, "memory is that of the whole device, less what was in use before")
 	}
+	verdict := verdictOK
+	if len(costs) > 0 || d.MIG == "on" || strings.HasPrefix(d.MIG, "part") {
+		verdict = verdictWarn
+	}
+	if d.Processes == "visible" && telemetry.OwnPIDs() {
+		costs = append(costs, "this process is in a PID namespace of its own: whether the driver knows its processes by the same numbers is checked at each cell, else memory is that of the whole device, less what was in use before")
+	}
 	if d.MIG == "on" || strings.HasPrefix(d.MIG, "part") {
 		costs = append(costs, "power, energy, clocks and temperature are those of the whole board, other parts' work included")
 	}
-	if len(costs) > 0 {
-		return verdictWarn, text, strings.Join(costs, "; ")
-	}
-	return verdictOK, text, ""
+	return verdict, text, strings.Join(costs, "; ")
 }
 
 // memory is what is in use now, by device; those that do not tell are left out.

@@ -15,7 +15,7 @@ func gpuOf(e *results.CellEvent) measure.GPU {
 	g := measure.GPU{Missing: map[string]string{}}
 	for i := range e.GPU {
 		u := &e.GPU[i]
-		if u.OwnPeak == 0 { // what it does is none of the backend's
+		if unused(u) { // what it does is none of the backend's
 			continue
 		}
 		if g.Devices++; g.Devices == 1 {
@@ -54,10 +54,16 @@ func gpuOf(e *results.CellEvent) measure.GPU {
 	if len(e.GPU) > 0 && g.Devices == 0 {
 		g.Missing = map[string]string{}
 		for _, c := range measure.Columns() {
-			g.Missing[c.Key] = "not measured: this backend held no memory on a GPU"
+			g.Missing[c.Key] = "not measured: this backend used no GPU"
 		}
 	}
 	return g
+}
+
+// unused tells whether a backend left a GPU alone: it held no memory there, or,
+// where that is not known, no kernel ran.
+func unused(u *results.GPUUse) bool {
+	return u.OwnPeak == 0 || u.OwnPeak < 0 && u.Busy >= 0 && u.Busy < 0.005
 }
 
 // sum adds two values of which either may be -1, not known.
@@ -129,7 +135,7 @@ func traffic(of func(*results.GPUUse) float64) func(*seat) float64 {
 			rate, used := 0.0, false
 			for i := range c.Event.GPU {
 				u := &c.Event.GPU[i]
-				if u.OwnPeak == 0 {
+				if unused(u) {
 					continue
 				}
 				if v := of(u); v < 0 {
@@ -221,7 +227,7 @@ func (s *seat) gpuNotes() (texts []string) {
 		}
 		for i := range c.Event.GPU {
 			u := &c.Event.GPU[i]
-			if u.OwnPeak == 0 {
+			if unused(u) {
 				continue
 			}
 			for _, series := range slices.Sorted(maps.Keys(u.Missing)) {

@@ -102,7 +102,7 @@ func TestTheLedgerOfTheReportAddsUp(t *testing.T) {
 		for _, b := range l.Backends {
 			e := b.Metrics["energy_per_token"]
 			if b.Backend == "llama-server" {
-				if e.Median != nil || !strings.Contains(e.Missing, "held no memory on a GPU") {
+				if e.Median != nil || !strings.Contains(e.Missing, "used no GPU") {
 					t.Errorf("energy of a backend that left the GPU alone: %+v", e)
 				}
 			} else if e.Median == nil || *e.Median <= 0 {

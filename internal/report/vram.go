@@ -34,7 +34,7 @@ func (v *runView) holdings() (all []holding) {
 					pool.Reserved, pool.InUse = max(pool.Reserved, p.Reserved), max(pool.InUse, p.InUse)
 				}
 				for _, u := range c.Event.GPU {
-					if u.OwnPeak == 0 || most[u.Device] != nil && most[u.Device].use.OwnPeak >= u.OwnPeak {
+					if unused(&u) || most[u.Device] != nil && most[u.Device].use.OwnPeak >= u.OwnPeak {
 						continue
 					}
 					if most[u.Device] == nil {

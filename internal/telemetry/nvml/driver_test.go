@@ -432,7 +432,7 @@ func TestLevelsAreWrittenWhenTheyChange(t *testing.T) {
 	}
 	clock := time.Unix(1000, 0)
 	p.now = func() time.Time { return clock }
-	written := 0
+	written, tree := 0, 0
 	for i := range 100 {
 		if i == 50 {
 			states[0].Set(func(s *nvmltest.GPU) { s.Used = 9 << 30 })
@@ -440,6 +440,9 @@ func TestLevelsAreWrittenWhenTheyChange(t *testing.T) {
 		v := map[string]float64{}
 		if err := p.Sample(v); err != nil {
 			t.Fatal(err)
+		}
+		if _, has := v["tree_bytes"]; has {
+			tree++
 		}
 		if used, has := v["used_bytes"]; has {
 			written++
@@ -453,6 +456,9 @@ func TestLevelsAreWrittenWhenTheyChange(t *testing.T) {
 	}
 	if written < 8 || written > 10 { // 0.8 s, one line each 100 ms and the change
 		t.Errorf("100 readings in 0.8 s were written %d times", written)
+	}
+	if tree < 7 || tree > 9 {
+		t.Errorf("processes that did not change were written %d times in 0.8 s", tree)
 	}
 }
 
