@@ -10,6 +10,10 @@ LDFLAGS := -X main.version=$(VERSION)
 # Go's own defaults, less the notes on functions that NVML has deprecated and
 # go-nvml binds all the same.
 export CGO_CFLAGS ?= -g -O2 -Wno-deprecated-declarations
+# The functions of NVML are found when they are first called, after the library
+# was opened. Where the compiler binds at start by default (Ubuntu's does), the
+# program would not start.
+export CGO_LDFLAGS ?= -g -O2 -Wl,-z,lazy
 
 # Tools that check the code, pinned.
 GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
