@@ -64,6 +64,9 @@ func TestCellsAreWatchedOnTheGPU(t *testing.T) {
 	if code != exitOK {
 		t.Fatalf("status %d: %s", code, stderr)
 	}
+	if !strings.Contains(stderr, "gpu       GPU 0: Mock NVIDIA A100-SXM4-40GB, 40.0 GiB (CUDA0), driver 550.54.15, 500 MiB in use") {
+		t.Errorf("the header does not name the GPU:\n%s", stderr)
+	}
 	run := readRun(t, out)
 	env := run.Manifest.Environment
 	if len(env.GPUs) != 2 || env.GPUs[1].Device != "gpu1" || env.GPUs[1].Engine != "CUDA1" || env.Versions["nvidia_driver"] != "550.54.15" || env.GPUsMissing != "" {
