@@ -10,6 +10,10 @@ LDFLAGS := -X main.version=$(VERSION)
 # Go's own defaults, less the notes on functions that NVML has deprecated and
 # go-nvml binds all the same.
 export CGO_CFLAGS ?= -g -O2 -Wno-deprecated-declarations
+# The functions of NVML are found when they are first called, after the library
+# was opened. Where the compiler binds at start by default (Ubuntu's does), the
+# program would not start.
+export CGO_LDFLAGS ?= -g -O2 -Wl,-z,lazy
 
 # Tools that check the code, pinned.
 GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
@@ -58,8 +62,9 @@ test-servers: engine ## the conformance suite against real vLLM and Transformers
 	scripts/test-servers.sh $(SERVERS)
 
 .PHONY: test-gpu
-test-gpu: ## what NVML tells of this machine's NVIDIA GPUs, and what each call costs
+test-gpu: engine ## what NVML tells of this machine's NVIDIA GPUs and what each call costs; 200 load and release cycles must leak no GPU memory
 	NATIVEBENCH_TEST_GPU=1 $(GO) test -count=1 -v -run RealGPU ./internal/telemetry/nvml
+	NATIVEBENCH_TEST_GPU=1 NATIVEBENCH_ENGINE_DIR=$$(readlink -f bin/engine) $(GO) test -count=1 -v -run GPUMemoryComesBack ./cmd/nativebench
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME each (default 20s)
