@@ -54,6 +54,10 @@ test-leaks: build ## 1,000 open/close and 10,000 requests, resident memory must 
 test-servers: engine ## the conformance suite against real vLLM and Transformers on CPU (SERVERS="vllm …", ENDPOINTS="tgi=URL …")
 	scripts/test-servers.sh $(SERVERS)
 
+.PHONY: test-models
+test-models: engine ## synthetic weights of every architecture against real Transformers: token ids and logits
+	scripts/test-models.sh
+
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME each (default 20s)
 	scripts/fuzz.sh $(or $(FUZZTIME),20s)
