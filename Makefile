@@ -7,6 +7,9 @@ BIN     := bin/nativebench
 CACHE   := $(or $(NATIVEBENCH_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nativebench)
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -X main.version=$(VERSION)
+# Go's own defaults, less the notes on functions that NVML has deprecated and
+# go-nvml binds all the same.
+export CGO_CFLAGS ?= -g -O2 -Wno-deprecated-declarations
 
 # Tools that check the code, pinned.
 GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
@@ -57,6 +60,10 @@ test-servers: engine ## the conformance suite against real vLLM and Transformers
 .PHONY: test-models
 test-models: engine ## synthetic weights of every architecture against real Transformers: token ids and logits
 	scripts/test-models.sh
+
+.PHONY: test-gpu
+test-gpu: ## what NVML tells of this machine's NVIDIA GPUs, and what each call costs
+	NATIVEBENCH_TEST_GPU=1 $(GO) test -count=1 -v -run RealGPU ./internal/telemetry/nvml
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME each (default 20s)

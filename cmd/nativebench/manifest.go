@@ -45,6 +45,7 @@ func (s *setup) newManifest(args []string) (*results.Manifest, error) {
 			Sampling: c.Sampling, Expect: expected(c),
 		})
 	}
+	m.PromptCounts = s.counts
 	for _, key := range s.plan.Models {
 		if f := s.models[key]; f != nil {
 			m.Models = append(m.Models, f.file)
@@ -57,6 +58,7 @@ func (s *setup) newManifest(args []string) (*results.Manifest, error) {
 		Versions: map[string]string{"go": runtime.Version()},
 		Warnings: append(slices.Clone(h.Warnings), notes...),
 	}
+	s.gpus.note(&m.Environment)
 	if b, err := native.Describe(s.engineDir); err == nil {
 		m.Environment.Versions["engine"] = b.Engine
 		m.Environment.Versions["engine_build"] = b.Build
@@ -153,6 +155,13 @@ func (s *setup) header(w io.Writer, todo []int) {
 		} else {
 			row("model", "%s", key)
 		}
+	}
+	for _, c := range s.counts {
+		of := ""
+		if len(s.counts) > 1 {
+			of = " of " + c.Model
+		}
+		row("counts", "tokens of prompts%s: %s", of, countText(c))
 	}
 	for _, line := range s.engineLines() {
 		row("engine", "%s", line)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -20,14 +21,15 @@ import (
 func modelsCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "models",
-		Usage: "list the models, show one, or write synthetic weights of it",
+		Usage: "list the models, show one, download it, or write synthetic weights of it",
 		Description: "Examples:\n" +
 			"   nativebench models\n" +
 			"   nativebench models show gpt2\n" +
+			"   nativebench models pull gpt2                       from the Hugging Face hub\n" +
 			"   nativebench models synth gpt2 -o gpt2-synthetic    GGUF and a Hugging Face directory",
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
-				return refuse("unknown models command %q: choose from show, synth, or nothing to list them", c.Args().First())
+				return refuse("unknown models command %q: choose from show, pull, synth, or nothing to list them", c.Args().First())
 			}
 			listModels(c)
 			return nil
@@ -44,9 +46,11 @@ func modelsCommand() *cli.Command {
 					return showModel(c, m)
 				},
 			},
+			pullCommand(),
 			{
 				Name: "synth", Usage: "write random weights of a model's real shape", ArgsUsage: "MODEL",
 				Description: "Example:\n" +
+					"   nativebench models pull gpt2                       from the Hugging Face hub\n" +
 					"   nativebench models synth gpt2 -o gpt2-synthetic --dtype f16 --seed 1\n\n" +
 					"DIR gets a GGUF file, and the same numbers as a Hugging Face directory.",
 				Flags: []cli.Flag{
@@ -94,7 +98,7 @@ func writeTable(w io.Writer, t table.Writer) {
 
 func listModels(c *cli.Context) {
 	t := plainTable()
-	t.AppendHeader(table.Row{"model", "parameters", "context", "Hugging Face id", ""})
+	t.AppendHeader(table.Row{"model", "parameters", "context", "Hugging Face id", "in the hub's cache", ""})
 	for _, m := range plan.Models() {
 		var remarks []string
 		if m.Gated {
@@ -103,7 +107,7 @@ func listModels(c *cli.Context) {
 		if m.Beyond() {
 			remarks = append(remarks, "not of the experiment: sampled as "+m.SamplingOf)
 		}
-		t.AppendRow(table.Row{m.Key, m.Size, m.Context, m.HubID, strings.Join(remarks, "; ")})
+		t.AppendRow(table.Row{m.Key, m.Size, m.Context, m.HubID, cmp.Or(inCache(m.HubID), "—"), strings.Join(remarks, "; ")})
 	}
 	t.SetColumnConfigs([]table.ColumnConfig{{Number: 2, Align: text.AlignRight}, {Number: 3, Align: text.AlignRight}})
 	writeTable(c.App.Writer, t)
@@ -117,6 +121,7 @@ func showModel(c *cli.Context, m plan.Model) error {
 	}
 	row("model", "%s", m.Key)
 	row("hub", "https://huggingface.co/%s", m.HubID)
+	row("in the cache", "%s", cmp.Or(inCache(m.HubID), "no; nativebench models pull "+m.Key))
 	row("parameters", "%s (%d)", m.Size, m.Params)
 	row("architecture", "%s", m.Arch)
 	h := m.Shape

@@ -123,6 +123,11 @@ func (s *setup) sameRun(now *results.Manifest) (differences []string, err error)
 	if a, b := was.Environment.Versions[promptsVersion], now.Environment.Versions[promptsVersion]; a != b {
 		return nil, refuse("--resume %s: %s is not the file that the run began with: restore it, or start a new run", s.out, s.plan.PromptFile)
 	}
+	for i, c := range was.PromptCounts {
+		if i < len(now.PromptCounts) && now.PromptCounts[i].SHA256 != c.SHA256 {
+			return nil, refuse("--resume %s: its prompts were counted with another vocabulary than there is now (%s; now %s): restore it, or start a new run", s.out, countText(c), countText(now.PromptCounts[i]))
+		}
+	}
 	note := func(what, a, b string) {
 		if a != b {
 			differences = append(differences, fmt.Sprintf("completed with another %s: %s, begun with %s", what, b, a))

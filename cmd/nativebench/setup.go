@@ -45,8 +45,11 @@ type setup struct {
 	resumedPaths map[string]string // the weights it began with, by model
 	resumedDirs  map[string]string // the same as Hugging Face directories
 	machine      telemetry.Machine
+	gpus         gpuSet
 	models       map[string]*model // by key; of backends that hold weights
 	prompts      promptBook
+	counts       []results.PromptCount // how they were counted, by model
+	countNotes   []string
 }
 
 // newSetup reads the flags onto base, the plan that they change.
@@ -113,6 +116,9 @@ func (s *setup) check() error {
 		if err := check(); err != nil {
 			return usageError{err}
 		}
+	}
+	if err := s.checkVocab(); err != nil {
+		return err
 	}
 	return s.checkWeights()
 }
@@ -191,6 +197,9 @@ func (s *setup) resolveThreads() {
 // prompts and compares need and free memory. show tells what takes its time.
 func (s *setup) prepare(ctx context.Context, show *liveLine) error {
 	s.machine = telemetry.Inspect()
+	if s.gpus = (gpuSet{why: "not available: --gpu-layers 0 leaves the GPU alone"}); s.plan.Engine.GPULayers != 0 {
+		s.gpus = findGPUs()
+	}
 	s.resolveThreads()
 	s.models = map[string]*model{}
 	if len(s.holders()) > 0 {
@@ -322,6 +331,12 @@ func (s *setup) notes() []string {
 	for _, name := range slices.Sorted(maps.Keys(s.plan.Endpoints)) {
 		notes = append(notes, fmt.Sprintf("%s runs at %s and was not started here: that it serves %s with these weights, and with its caches off, was not checked", name, s.plan.Endpoints[name], strings.Join(s.plan.Models, ", ")))
 	}
+	for _, c := range s.counts {
+		if !c.Exact {
+			notes = append(notes, fmt.Sprintf("%s: the lengths of its prompts are %s", c.Model, countText(c)))
+		}
+	}
+	notes = append(notes, s.countNotes...)
 	if s.plan.PrefixCache {
 		notes = append(notes, "servers may reuse the KV cache of earlier prompts (--prefix-cache); native never does, so first tokens compare different work")
 	}

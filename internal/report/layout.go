@@ -3,6 +3,7 @@ package report
 import (
 	"fmt"
 	"math"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -70,6 +71,9 @@ func (v *runView) heading() section {
 	}
 	for _, key := range v.backends {
 		say(key, "%s", v.backendText(key))
+	}
+	for _, c := range m.PromptCounts {
+		say("prompts", "%s", countText(c))
 	}
 	say("machine", "%s", environment(m.Environment))
 	say("plan", "%s", v.planText())
@@ -220,6 +224,20 @@ func (v *runView) planText() string {
 	}
 	return strings.Join(append(text, strings.Join(modes, ", "), "concurrency "+list(concurrency),
 		fmt.Sprintf("%s × %s", requests, count(repeats, "repeat"))), " · ")
+}
+
+// countText says how a model's prompts were counted before they were sent.
+func countText(c results.PromptCount) string {
+	how := "not counted before they were sent"
+	switch {
+	case c.Exact && c.Vocabulary != "":
+		how = "counted exactly, with the vocabulary in " + filepath.Base(c.Vocabulary)
+	case c.Exact:
+		how = "counted exactly, when they were written"
+	case c.Vocabulary != "":
+		how = "counted approximately, with the vocabulary in " + filepath.Base(c.Vocabulary)
+	}
+	return c.Model + ": " + how
 }
 
 // when is the wall-clock start and how long the cells took.
