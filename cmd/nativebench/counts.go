@@ -23,20 +23,13 @@ type counter struct {
 	close        func()
 }
 
-// vocabularyOf is the vocabulary, of those that llama.cpp's sources hold, that
-// stands for a model's own, and in what it differs; "" if it is the model's own.
-func vocabularyOf(key string) (file, differs string) {
-	switch key {
-	case "gpt2":
-		return "ggml-vocab-gpt-2.gguf", ""
-	case "phi-2":
-		return "ggml-vocab-gpt-2.gguf", "it is GPT-2's; Phi-2's own has tokens for runs of blanks besides"
-	case "llama-2-7b-chat":
-		return "ggml-vocab-llama-spm.gguf", ""
-	case "mistral-7b-instruct":
-		return "ggml-vocab-llama-spm.gguf", "it is Llama 2's; Mistral's own has other tokens"
+// vocabularyOf is the file of the engine's vocab/ that counts a model's prompts,
+// and in what it is not the model's own.
+func vocabularyOf(m plan.Model) (file, differs string) {
+	if m.Shape.VocabPre != "" {
+		return m.Shape.VocabFile, "it lacks the tokens that " + m.Name + " adds to it"
 	}
-	return "", ""
+	return m.Shape.VocabFile, m.Shape.VocabNote
 }
 
 // counterOf opens what counts a model's prompts: the vocabulary in its weights,
@@ -44,7 +37,7 @@ func vocabularyOf(key string) (file, differs string) {
 // by the tokenizer of this program. Those two give the same ids.
 func (s *setup) counterOf(m plan.Model) (*counter, error) {
 	c := &counter{entry: results.PromptCount{Model: m.Key}, close: func() {}}
-	file, differs := vocabularyOf(m.Key)
+	file, differs := vocabularyOf(m)
 	path, hash := filepath.Join(s.engineDir, "vocab", file), ""
 	held := s.models[m.Key]
 	switch {
@@ -52,9 +45,6 @@ func (s *setup) counterOf(m plan.Model) (*counter, error) {
 		path, differs, hash = held.file.Path, "", held.file.SHA256
 	case s.plan.Vocab != "":
 		path, differs = s.plan.Vocab, "" // that it is the model's is the user's word
-	case file == "":
-		c.entry.Note = fmt.Sprintf("no vocabulary of %s comes with the engine; give --vocab FILE.gguf", m.Key)
-		return c, nil
 	}
 	err := c.open(s.engineDir, path)
 	switch {
