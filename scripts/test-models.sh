@@ -7,8 +7,13 @@ cd "$(dirname "$0")/.."
 NATIVEBENCH_ENGINE_DIR=$(scripts/build-engine.sh --print-dir)
 NATIVEBENCH_TEST_TRANSFORMERS=$(scripts/python-env.sh transformers)/bin/python
 export NATIVEBENCH_ENGINE_DIR NATIVEBENCH_TEST_TRANSFORMERS
-sources=${NATIVEBENCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nativebench}/llama.cpp-v0.5.0
-if [ -d "$sources" ]; then
-    export NATIVEBENCH_TEST_LLAMA_SOURCES=$sources
+# shellcheck source=scripts/llama-pin.sh
+. scripts/llama-pin.sh
+cache=${NATIVEBENCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nativebench}
+if [ -d "$cache/llama.cpp-$LLAMA_TAG" ]; then
+    export NATIVEBENCH_TEST_LLAMA_SOURCES=$cache/llama.cpp-$LLAMA_TAG
 fi
-"${GO:-go}" test ./internal/synth -run 'TokenizerFilesAgree|TokenizersAreThose|LogitsAreThose|TextIsVaried' -count=1 -timeout 40m -v
+if [ -x "$cache/python/convert/bin/python" ]; then
+    export NATIVEBENCH_TEST_CONVERTER=$cache/python/convert/bin/python
+fi
+"${GO:-go}" test ./internal/synth -run 'TokenizerFilesAgree|TokenizersAreThose|LogitsAreThose|ConverterMakes|TextIsVaried' -count=1 -timeout 40m -v
