@@ -23,11 +23,11 @@ type counter struct {
 	close        func()
 }
 
-// vocabularyOf is the file of the engine's vocab/ that counts a model's prompts,
-// and in what it is not the model's own.
+// vocabularyOf is the vocabulary, of those that llama.cpp's sources hold, that
+// stands for a model's own, and in what it differs; "" if it is the model's own.
 func vocabularyOf(m plan.Model) (file, differs string) {
 	if m.Shape.VocabPre != "" {
-		return m.Shape.VocabFile, "it lacks the tokens that " + m.Name + " adds to it"
+		return m.Shape.VocabFile, fmt.Sprintf("it is another model's, without the tokens that %s has besides", m.Name)
 	}
 	return m.Shape.VocabFile, m.Shape.VocabNote
 }
@@ -45,6 +45,9 @@ func (s *setup) counterOf(m plan.Model) (*counter, error) {
 		path, differs, hash = held.file.Path, "", held.file.SHA256
 	case s.plan.Vocab != "":
 		path, differs = s.plan.Vocab, "" // that it is the model's is the user's word
+	case file == "":
+		c.entry.Note = fmt.Sprintf("no vocabulary of %s comes with the engine; give --vocab FILE.gguf", m.Key)
+		return c, nil
 	}
 	err := c.open(s.engineDir, path)
 	switch {
