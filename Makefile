@@ -61,6 +61,10 @@ test-leaks: build ## 1,000 open/close and 10,000 requests, resident memory must 
 test-servers: engine ## the conformance suite against real vLLM and Transformers on CPU (SERVERS="vllm …", ENDPOINTS="tgi=URL …")
 	scripts/test-servers.sh $(SERVERS)
 
+.PHONY: test-models
+test-models: engine ## synthetic weights of every architecture against real Transformers: token ids and logits
+	scripts/test-models.sh
+
 .PHONY: test-gpu
 test-gpu: engine ## what NVML tells of this machine's NVIDIA GPUs and what each call costs; 200 load and release cycles must leak no GPU memory
 	NATIVEBENCH_TEST_GPU=1 $(GO) test -count=1 -v -run RealGPU ./internal/telemetry/nvml
