@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "bf97e1b426f5364ab7f808c4546f72be37cfc7c6c2aa0a3cee3abae3583ca252"
+const SourceHash = "fa942e5a2c27a83713755166e0ac6be96e30ec1dcf7b9bea83f726c122230454"

@@ -20,6 +20,7 @@ func arrows() map[string][]string {
 		"internal/telemetry":       {},
 		"internal/launch":          {},
 		"internal/synth":           {"internal/gguf"},
+		"internal/convert":         {"internal/gguf", "internal/launch"},
 		"internal/bench/benchtest": {"internal/bench"},
 		"internal/plan":            {"internal/bench"},
 		"internal/results":         {"internal/bench"},
