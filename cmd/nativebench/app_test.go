@@ -49,6 +49,14 @@ func TestRefusals(t *testing.T) {
 	writeGGUF(t, filepath.Join(dir, "short.gguf"), "gpt2", 64, 64, true)
 	writeGGUF(t, filepath.Join(dir, "vocab.gguf"), "gpt2", 1024, 64, false)
 
+	hf := filepath.Join(dir, "hf")
+	if err := os.Mkdir(hf, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	file("hf/config.json", "{}")
+	const header = `{"a":{"dtype":"F16","shape":[1],"data_offsets":[0,2]}}`
+	file("hf/model.safetensors", string(rune(len(header)))+"\x00\x00\x00\x00\x00\x00\x00"+header+"xx")
+
 	files, err := os.ReadDir(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -120,6 +128,12 @@ func TestRefusals(t *testing.T) {
 		{"compare", "--backends", "holder", "--engine-dir", none},
 		{"compare", "--backends", "holder", "--model", "phi-2", "--engine-dir", none},
 		{"compare", "--backends", "holder", "--dtype", "q4", "--engine-dir", none},
+		{"compare", "--backends", "holder", "--gguf", none},
+		{"compare", "--backends", "holder", "--gguf", text, "--weights", text},
+		{"compare", "--backends", "holder", "--hf-dir", none},
+		{"compare", "--backends", "holder", "--hf-dir", hf, "--dtype", "f32"},
+		{"compare", "--backends", "holder", "--hf-dir", hf, "--model", "gpt2,phi-2"},
+		{"compare", "--backends", "holder", "--hf-dir", hf, "--engine-dir", none},
 		{"compare", "--resume", none},
 		{"compare", "--resume", run, "--out", filepath.Join(dir, "new")},
 		{"compare", "--resume", run, "--requests", "7", "--task", "qa"},
@@ -129,6 +143,13 @@ func TestRefusals(t *testing.T) {
 		{"models", "show"},
 		{"models", "show", "gpt3"},
 		{"models", "synth", "gpt2", "-o", run},
+		{"models", "convert"},
+		{"models", "convert", none},
+		{"models", "convert", "phi-2"},
+		{"models", "convert", filepath.Join(dir, "there")},
+		{"models", "convert", hf, "--type", "q5_k_m"},
+		{"models", "convert", hf, "--out", text},
+		{"models", "convert", hf, "--engine-dir", none},
 		{"completion"},
 		{"completion", "tcsh"},
 		{"cell"},

@@ -137,6 +137,9 @@ func (s *setup) header(w io.Writer, todo []int) {
 	for _, key := range s.plan.Models {
 		if m := s.models[key]; m != nil {
 			row("model", "%s, %s, %s in %s", key, m.file.DType, gib(m.file.Bytes), m.file.Path)
+			if from := m.file.Source; from != nil {
+				row("", "converted from %s%s", from.Path, revision(from))
+			}
 			if m.file.Synthetic {
 				row("", "synthetic weights: random numbers in the model's real shape; speed and memory are")
 				row("", "real, the text that comes out means nothing")
@@ -154,6 +157,14 @@ func (s *setup) header(w io.Writer, todo []int) {
 	}
 	row("results", "%s", filepath.Clean(s.out))
 	fmt.Fprintln(w)
+}
+
+// revision names a source's, if it is known.
+func revision(from *results.Source) string {
+	if from.Revision == "" {
+		return ""
+	}
+	return fmt.Sprintf(": %s, revision %.12s", from.HubID, from.Revision)
 }
 
 // lengths are the prompt lengths of a sweep as they will be sent.

@@ -20,14 +20,15 @@ import (
 func modelsCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "models",
-		Usage: "list the experiment's models, show one, or write synthetic weights of it",
+		Usage: "list the experiment's models, show one, write synthetic weights of it, or convert a Hugging Face directory",
 		Description: "Examples:\n" +
 			"   nativebench models\n" +
 			"   nativebench models show gpt2\n" +
-			"   nativebench models synth gpt2 -o gpt2-synthetic    GGUF and a Hugging Face directory",
+			"   nativebench models synth gpt2 -o gpt2-synthetic    GGUF and a Hugging Face directory\n" +
+			"   nativebench models convert ~/models/phi-2          GGUF of a Hugging Face directory",
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
-				return refuse("unknown models command %q: choose from show, synth, or nothing to list them", c.Args().First())
+				return refuse("unknown models command %q: choose from show, synth, convert, or nothing to list them", c.Args().First())
 			}
 			listModels(c)
 			return nil
@@ -59,6 +60,7 @@ func modelsCommand() *cli.Command {
 				},
 				Action: synthModel,
 			},
+			convertCommand(),
 		},
 	}
 }

@@ -36,8 +36,11 @@ type setup struct {
 	hfDir     string // the same as a Hugging Face directory; "": none
 	dtype     string // of synthetic weights
 	out       string
-	format    string
-	yes       bool
+	twice     bool // --weights and --gguf
+
+	weightsFlag string // by which of these the file was named
+	format      string
+	yes         bool
 
 	resumed      *results.Run      // what is there already; nil for a new run
 	resumedPaths map[string]string // the weights it began with, by model
@@ -51,12 +54,15 @@ type setup struct {
 func newSetup(c *cli.Context, known registry, base plan.Plan) *setup {
 	s := &setup{
 		known: known, plan: base,
-		engineDir: c.String("engine-dir"), weights: c.String("weights"), hfDir: absolute(c.String("hf-dir")), dtype: c.String("dtype"),
+		engineDir: c.String("engine-dir"), weights: c.String("weights"), weightsFlag: "--weights", hfDir: absolute(c.String("hf-dir")), dtype: c.String("dtype"),
 		out: c.String("out"), format: c.String("format"), yes: c.Bool("yes"),
 	}
 	applyPlanFlags(c, &s.plan)
 	if s.weights != synthetic {
 		s.weights = absolute(s.weights)
+	}
+	if c.IsSet("gguf") {
+		s.weights, s.weightsFlag, s.twice = absolute(c.String("gguf")), "--gguf", c.IsSet("weights")
 	}
 	if s.engineDir == "" {
 		s.engineDir = native.DefaultDir()
@@ -77,6 +83,9 @@ func absolute(path string) string {
 
 // check refuses what cannot run, cheapest checks first.
 func (s *setup) check() error {
+	if s.twice {
+		return refuse("--weights and --gguf both name the model's file: give one of them")
+	}
 	if err := s.plan.Validate(s.known.names()...); err != nil {
 		return usageError{err}
 	}

@@ -104,6 +104,28 @@ type Model struct {
 	Synthetic bool   `json:"synthetic"`
 	Seed      uint64 `json:"seed,omitempty"`      // of the synthetic weights
 	Tokenizer string `json:"tokenizer,omitempty"` // where the vocabulary came from
+
+	Source *Source `json:"source,omitempty"` // of a file that nativebench converted
+}
+
+// Source is the Hugging Face directory that a model's file was made from, and
+// by what.
+type Source struct {
+	Path      string       `json:"path"`
+	HubID     string       `json:"hub_id,omitempty"`   // "" here and below: the directory is not of the hub's cache
+	Revision  string       `json:"revision,omitempty"` // commit
+	Files     []SourceFile `json:"files"`
+	Converter string       `json:"converter_sha256"` // of the converter's sources, and the quantizer's libraries where it was used
+	Python    string       `json:"python"`           // environment that the converter ran in; the name holds the hash of its pins
+	Began     time.Time    `json:"began"`
+	TookNS    int64        `json:"took_ns"`
+}
+
+// SourceFile is one file of a Source.
+type SourceFile struct {
+	Path   string `json:"path"` // relative to the directory
+	Bytes  int64  `json:"bytes"`
+	SHA256 string `json:"sha256"`
 }
 
 // Backend is a backend of this run with what it cost to start.
