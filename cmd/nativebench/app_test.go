@@ -204,8 +204,13 @@ func TestTooLittleMemoryIsRefused(t *testing.T) {
 	writeGGUF(t, filepath.Join(dir, "wide.gguf"), "gpt2", 1024, 1<<20, true) // 4 MiB of cache for a token
 	args := []string{"compare", "--backends", "holder", "--weights", filepath.Join(dir, "wide.gguf"), "--task", "chat", "--concurrency", "1,4096", "--out", filepath.Join(dir, "run"), "--dry-run"}
 	code, _, stderr := invoke(t, args...)
-	if code != exitUsage || !strings.Contains(stderr, "gpt2 needs about 4") || !strings.Contains(stderr, "4096 slots of 256 tokens") || !strings.Contains(stderr, "--yes") {
-		t.Errorf("status %d: %s", code, stderr)
+	for _, part := range []string{
+		"gpt2/chat/sync/c4096 cannot run: it needs about 41", " GiB of memory (weights 0 MiB, and for each of 1 engines of llama.cpp: KV cache 4096.0 GiB = 4096 slots × 256 tokens × 4 MiB, and buffers ",
+		" is free; what would fit: --concurrency up to ", "(of those asked for: 1); or free memory, or give --yes to try\n",
+	} {
+		if code != exitUsage || !strings.Contains(stderr, part) || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("status %d: %s\nlacks %q", code, stderr, part)
+		}
 	}
 	if code, _, stderr := invoke(t, append(args, "--yes")...); code != exitOK {
 		t.Errorf("with --yes: status %d: %s", code, stderr)

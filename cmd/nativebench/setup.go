@@ -46,6 +46,7 @@ type setup struct {
 	resumedPaths map[string]string // the weights it began with, by model
 	resumedDirs  map[string]string // the same as Hugging Face directories
 	machine      telemetry.Machine
+	graphics     graphics
 	models       map[string]*model // by key; of backends that hold weights
 	prompts      promptBook
 }
@@ -196,7 +197,7 @@ func (s *setup) resolveThreads() {
 // prepare looks at the machine, finds or makes the weights, renders the
 // prompts and compares need and free memory. show tells what takes its time.
 func (s *setup) prepare(ctx context.Context, show *liveLine) error {
-	s.machine = telemetry.Inspect()
+	s.machine, s.graphics = telemetry.Inspect(), lookGraphics(s.engineDir)
 	s.resolveThreads()
 	s.models = map[string]*model{}
 	if len(s.holders()) > 0 {
@@ -212,48 +213,6 @@ func (s *setup) prepare(ctx context.Context, show *liveLine) error {
 		}
 	}
 	return s.makePrompts()
-}
-
-// checkMemory compares what the run will hold with what is free. The weights
-// are mapped from one file and shared by all processes; each engine has its own
-// cache and buffers.
-func (s *setup) checkMemory() error {
-	free := s.machine.Memory.AvailableBytes
-	if free <= 0 || s.yes {
-		return nil
-	}
-	for _, key := range s.plan.Models {
-		m := s.models[key]
-		engines, python := int64(len(s.holders())), int64(len(s.wantDirectory()))
-		engines -= python
-		each := m.cacheBytes(s.slots(), s.engine) + m.bufferBytes(s.engine)
-		// These compute in f32 on a CPU and share nothing: a copy of the weights
-		// for each, PyTorch, and a cache of their own.
-		eachPython := 4*m.shape.Params + pythonBytes + max(2*m.cacheBytes(s.slots(), s.engine), 1<<30)
-		need := engines*each + python*eachPython
-		if engines > 0 {
-			need += m.weightBytes()
-		}
-		if need > free {
-			more := ""
-			if python > 0 {
-				more = fmt.Sprintf("; for each of %d servers in Python %s: weights of 4 bytes, the program, its cache", python, gib(eachPython))
-			}
-			return refuse("%s needs about %s of memory (weights %s, and for each of %d engines %s of KV cache and buffers at %d slots of %d tokens%s), but %s is free: lower --concurrency or --ctx, free memory, or give --yes to try",
-				key, gib(need), gib(m.weightBytes()), engines, gib(each), s.slots(), m.context, more, gib(free))
-		}
-	}
-	return nil
-}
-
-// pythonBytes is what a server in Python holds besides the model.
-const pythonBytes = 3 << 29
-
-// wantDirectory are the holders that load a Hugging Face directory.
-func (s *setup) wantDirectory() []backend {
-	return slices.DeleteFunc(s.holders(), func(b backend) bool {
-		return b.server == nil || b.server.Weights != httpbackends.HuggingFace
-	})
 }
 
 // checkServers refuses endpoints and routes that cannot be had.

@@ -217,21 +217,3 @@ func synthProgress(name, dir string, show *liveLine) synth.Progress {
 
 // weightBytes is the size of all tensors.
 func (m *model) weightBytes() int64 { return m.shape.TensorBytes }
-
-// cacheBytes is the KV cache of one engine: keys and values of every layer for
-// every token of every slot.
-func (m *model) cacheBytes(slots int, e plan.Engine) int64 {
-	element := int64(2)
-	if e.CacheType == "f32" {
-		element = 4
-	}
-	return int64(slots) * int64(m.context) * m.shape.KVPerToken * element
-}
-
-// bufferBytes estimates what an engine needs besides weights and cache: the
-// scores of the vocabulary for a physical batch, some activations of it, and
-// the process itself.
-func (m *model) bufferBytes(e plan.Engine) int64 {
-	const process, activations = 64 << 20, 16
-	return process + int64(e.UBatch)*4*(int64(m.shape.Vocab)+activations*int64(m.shape.Width))
-}

@@ -299,7 +299,8 @@ func TestRefusals(t *testing.T) {
 		{
 			"a shard is missing",
 			map[string]string{"config.json": "{}", "model-1.safetensors": whole, "model.safetensors.index.json": `{"weight_map":{"a":"model-1.safetensors","b":"model-2.safetensors"}}`},
-			convert.Spec{}, "lacks model-2.safetensors, which its model.safetensors.index.json names",
+			convert.Spec{},
+			"lacks model-2.safetensors, which its model.safetensors.index.json names",
 		},
 		{"type", map[string]string{"config.json": "{}", "a.safetensors": whole}, convert.Spec{Type: "q5"}, `type "q5" cannot be made: choose from f16, bf16, q8_0, q4_k_m`},
 		{"no engine", map[string]string{"config.json": "{}", "a.safetensors": whole}, convert.Spec{EngineDir: "/nowhere"}, "has no convert/convert_hf_to_gguf.py: build it anew (make engine), or give a GGUF file with --gguf PATH"},
