@@ -2,6 +2,10 @@
 // to be run under sanitizers, and as the leak check.
 //
 //   nb-check LIBRARY MODEL [OPENS [REQUESTS]]
+//   nb-check --gpu ENGINE_DIR
+//
+// The second form checks the choice of tokens on the first CUDA device against
+// the sampler's definition; it exits 77 where there is none.
 //
 // Opens and closes MODEL OPENS times, then answers REQUESTS requests on four
 // slots with sampling, cancels and refusals among them, and checks that the
@@ -22,6 +26,7 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
+#include "gpu.h"
 #include "nb.h"
 #include "sampler.h"
 
@@ -221,6 +226,64 @@ void check_stream(nb_engine *e) {
           static_cast<long>(out.t_end - out.t_submit));
 }
 
+// Logits are the same at any chunk border and whatever else runs, follow from
+// the tokens alone, and leave the others' answers as they are.
+void check_logits(nb_engine *e) {
+    nb_info in{};
+    CHECK(api->info(e, &in, err, sizeof err) == NB_OK, "%s", err);
+    std::vector<int32_t> ids(200);
+    for (size_t i = 0; i < ids.size(); i++) ids[i] = static_cast<int32_t>(i * 37 % 250);
+    const auto rows = [&](int32_t slot, int32_t n, int32_t last) {
+        std::vector<float> out(static_cast<size_t>(last) * in.n_vocab, NAN);
+        CHECK(api->logits(e, slot, ids.data(), n, last, out.data(), static_cast<int64_t>(out.size()), err, sizeof err) == NB_OK,
+              "%s", err);
+        for (float x : out) CHECK(std::isfinite(x), "a logit of %d tokens is %g", n, static_cast<double>(x));
+        return out;
+    };
+    const nb_request  busy  = request("Once upon a time", 100, 0.9f, 5, NB_REQ_IGNORE_EOS);
+    const std::string alone = answer(e, 1, busy);
+    CHECK(api->submit(e, 1, &busy, err, sizeof err) == NB_OK, "%s", err);
+    const std::vector<float> many = rows(0, 200, 130); // over three chunks of 64
+    for (int round = 0; round < 3; round++) CHECK(rows(0, 200, 130) == many, "logits did not repeat themselves");
+    const nb_result   out  = finish(e, 1);
+    const std::string seen = std::string(out.text, out.text_len) + "#" + std::to_string(out.n_tokens);
+    // With llama.cpp a batch beside others may round its sums differently.
+    if (std::string(in.arch) == "fake") CHECK(seen == alone, "logits beside a request changed its answer");
+
+    double worst = 0, largest = 0;
+    for (int32_t n : {71, 128, 199}) { // row of token n-1 of the long call, against a call that ends there
+        const std::vector<float> one = rows(2, n, 1);
+        for (int32_t i = 0; i < in.n_vocab; i++) {
+            const float want = many[static_cast<size_t>(n - 1 - 70) * in.n_vocab + i];
+            // The fake counts its answers, so that its last row differs at one place.
+            if (std::string(in.arch) == "fake") continue;
+            worst   = std::max(worst, static_cast<double>(std::fabs(one[i] - want)));
+            largest = std::max(largest, static_cast<double>(std::fabs(want)));
+        }
+    }
+    CHECK(worst <= 1e-2 * largest, "logits after a prefix differ by %g of %g from those of a longer call", worst, largest);
+
+    float room[4];
+    const struct {
+        int32_t   slot, n, last;
+        nb_status want;
+    } bad[] = {
+        {0, 0, 1, NB_INVALID}, {0, 5, 0, NB_INVALID}, {0, 5, 6, NB_INVALID}, {0, 5, 1, NB_INVALID}, {7, 5, 1, NB_NOT_FOUND}};
+    for (const auto &b : bad) {
+        const nb_status got = api->logits(e, b.slot, ids.data(), b.n, b.last, room, 4, err, sizeof err);
+        CHECK(got == b.want && err[0], "want %d, got %d: %s", b.want, got, err);
+    }
+    std::vector<int32_t> longer(257, 1);
+    std::vector<float>   one(in.n_vocab);
+    CHECK(api->logits(e, 0, longer.data(), 257, 1, one.data(), in.n_vocab, err, sizeof err) == NB_CONTEXT, "%s", err);
+    longer[1] = in.n_vocab;
+    CHECK(api->logits(e, 0, longer.data(), 3, 1, one.data(), in.n_vocab, err, sizeof err) == NB_INVALID, "%s", err);
+    CHECK(api->submit(e, 3, &busy, err, sizeof err) == NB_OK, "%s", err);
+    CHECK(api->logits(e, 3, ids.data(), 5, 1, one.data(), in.n_vocab, err, sizeof err) == NB_BUSY, "%s", err);
+    api->cancel(e, 3);
+    finish(e, 3);
+}
+
 void check_requests(nb_engine *e, int requests) {
     // Alone, a seeded request repeats itself exactly.
     const nb_request  seeded = request("Once upon a time", 24, 0.9f, 1234);
@@ -250,9 +313,82 @@ void check_requests(nb_engine *e, int requests) {
     std::printf("%d requests: resident memory %+ld KiB over the second half\n", requests, grown);
 }
 
+// ---- the kernel: against the definition, token for token
+
+int check_gpu(const std::string &dir) {
+    std::mt19937                    rng(11);
+    std::normal_distribution<float> normal;
+    long                            draws = 0, near = 0;
+    for (int round = 0; round < 120; round++) {
+        const int32_t sizes[] = {1, 31, 1000, 32000, 50257, 51200, 128256};
+        const int32_t n = sizes[round % 7], rows = 1 + static_cast<int32_t>(rng() % 64);
+        std::string   why;
+        const auto    gpu = nb::Gpu::open(dir, 0, n, {n / 2, n - 1}, rows, &why);
+        if (!gpu) {
+            std::printf("nb-check: no choice of tokens on a GPU: %s\n", why.c_str());
+            return round == 0 ? 77 : 1;
+        }
+        const float        spread[] = {0, 0.1f, 1, 4, 30}, temps[] = {0, 0.1f, 0.7f, 1, 2},
+                           tops[] = {1e-6f, 0.5f, 0.9f, 0.95f, 0.9999f, 1};
+        const float        sp     = spread[rng() % 5];
+        std::vector<float> logits(static_cast<size_t>(n) * rows);
+        for (float &x : logits) x = std::round(normal(rng) * sp * 64) / 64; // rounded: ties happen
+        if (round % 9 == 0) logits[rng() % logits.size()] = -INFINITY;
+        if (round % 11 == 0) logits[rng() % logits.size()] = NAN;
+        std::vector<NbDraw> want;
+        for (int32_t r = 0; r < rows; r++) {
+            want.push_back({std::uniform_real_distribution<double>()(rng), temps[rng() % 5], tops[rng() % 6], r,
+                            n > 2 ? static_cast<unsigned>(rng() % 2) : 0});
+        }
+        const std::vector<int32_t> got = gpu->choose_from(logits, want);
+        CHECK(gpu->choose_from(logits, want) == got, "the same draws chose other tokens");
+        for (int32_t r = 0; r < rows; r++) {
+            const NbDraw      &d = want[r];
+            std::vector<float> row(logits.begin() + static_cast<long>(r) * n, logits.begin() + static_cast<long>(r + 1) * n);
+            if (d.flags) row[n / 2] = row[n - 1] = -INFINITY;
+            const int32_t best = nb::argmax(row.data(), n);
+            draws++;
+            if (d.temperature == 0) {
+                CHECK(got[r] == best, "greedy chose %d, not %d", got[r], best);
+                continue;
+            }
+            std::vector<int32_t> order(n);
+            std::iota(order.begin(), order.end(), 0);
+            for (float &x : row) x = std::isnan(x) ? -INFINITY : x;
+            std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return row[a] > row[b]; });
+            std::vector<double> p(n);
+            double              total = 0, mass = 0;
+            for (int32_t i = 0; i < n; i++) total += p[i] = std::exp((static_cast<double>(row[i]) - row[best]) / d.temperature);
+            std::vector<char> in(n, 0);
+            int32_t           keep = 0;
+            while (keep < n && mass < static_cast<double>(d.top_p) * total) mass += p[order[keep]], in[order[keep++]] = 1;
+            // The token at which the running mass passes u, in the order of ids, by
+            // the definition; and how near u lies to that token's borders.
+            double run = 0, slack = 4e-6 * mass;
+            bool   fits = false;
+            for (int32_t i = 0; i < n && !fits; i++) {
+                if (!in[i]) continue;
+                const double r0 = run;
+                run += p[i];
+                if (i == got[r]) fits = d.u * mass >= r0 - slack && d.u * mass < run + slack;
+                if (i > got[r]) break;
+            }
+            if (!fits && !in[got[r]]) { // a cut moved by rounding
+                fits = p[got[r]] >= p[order[std::max(keep - 1, 0)]] * 0.999;
+                near++;
+            }
+            CHECK(fits, "n=%d, t=%g, top_p=%g, u=%.9g: token %d of p=%g", n, static_cast<double>(d.temperature),
+                  static_cast<double>(d.top_p), d.u, got[r], p[got[r]] / total);
+        }
+    }
+    std::printf("nb-check: ok: %ld choices on the GPU agree with the definition (%ld at a cut moved by rounding)\n", draws, near);
+    return 0;
+}
+
 } // namespace
 
 int main(int argc, char **argv) {
+    if (argc == 3 && std::string(argv[1]) == "--gpu") return check_gpu(argv[2]);
     std::setvbuf(stdout, nullptr, _IOLBF, 0);
     if (argc < 3) {
         std::printf("usage: nb-check LIBRARY MODEL [OPENS [REQUESTS]]\n");
@@ -285,6 +421,7 @@ int main(int argc, char **argv) {
     nb_engine *e = open_model(argv[2]);
     check_refusals(e);
     check_stream(e);
+    check_logits(e);
     check_requests(e, requests);
 
     // Closing with requests under way cancels them.

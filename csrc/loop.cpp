@@ -73,6 +73,10 @@ struct Loop::Slot {
     int64_t              since    = 0; // end of the last interval accounted for
     bool                 decoding() const { return n_past >= static_cast<int32_t>(prompt.size()); }
 
+    // Of a call of logits: where its next row goes, and how many are to come.
+    float  *rows      = nullptr; // the caller's, who waits; NULL: a request
+    int32_t rows_left = 0;
+
     // The answer. Memory for the longest possible one is reserved once; pages
     // are touched only as far as answers reach. published counts what a waiter
     // may read; its release store is the hand-over.
@@ -107,6 +111,8 @@ Loop::Loop(std::unique_ptr<Model> model, int32_t prefill_chunk)
         slots_.push_back(std::move(s));
     }
     active_.reserve(slots_.size());
+    lined_.reserve(slots_.size());
+    draws_.reserve(slots_.size());
     queued_.reserve(slots_.size());
     wanted_.reserve(slots_.size());
     batch_.reserve(chunk_ + slots_.size());
@@ -131,13 +137,28 @@ Loop::Slot &Loop::at(int32_t slot) {
     return *slots_[slot];
 }
 
-void Loop::submit(int32_t slot, const nb_request &r) {
-    const int64_t t0 = now_ns();
-    Slot         &s  = at(slot);
+Loop::Slot &Loop::free_slot(int32_t slot) {
+    Slot &s = at(slot);
     if (!(s.published.load(std::memory_order_acquire) & Slot::kEndedBit)) {
         throw Error(NB_BUSY, "slot " + std::to_string(slot) + " still answers another request: wait for its end first");
     }
-    s.used = false; // what a wait would find is gone, also when this one is refused
+    s.used = false; // what a wait would find is gone, also when the next one is refused
+    return s;
+}
+
+void Loop::put_tokens(Slot &s, const int32_t *tokens, int64_t n) {
+    s.prompt.assign(tokens, tokens + n);
+    for (int32_t id : s.prompt) {
+        if (id < 0 || id >= model_->vocab().n_vocab()) {
+            throw Error(NB_INVALID, "prompt token " + std::to_string(id) + " is not in the vocabulary of " +
+                                        std::to_string(model_->vocab().n_vocab()));
+        }
+    }
+}
+
+void Loop::submit(int32_t slot, const nb_request &r) {
+    const int64_t t0 = now_ns();
+    Slot         &s  = free_slot(slot);
     if (r.max_tokens < 1) throw Error(NB_INVALID, "max_tokens is " + std::to_string(r.max_tokens) + "; it must be at least 1");
     if (!(r.temperature >= 0) || !std::isfinite(r.temperature))
         throw Error(NB_INVALID, "temperature must be 0 (greedy) or above");
@@ -148,13 +169,7 @@ void Loop::submit(int32_t slot, const nb_request &r) {
 
     s.prompt.clear();
     if (r.tokens) {
-        s.prompt.assign(r.tokens, r.tokens + r.prompt_len);
-        for (int32_t id : s.prompt) {
-            if (id < 0 || id >= model_->vocab().n_vocab()) {
-                throw Error(NB_INVALID, "prompt token " + std::to_string(id) + " is not in the vocabulary of " +
-                                            std::to_string(model_->vocab().n_vocab()));
-            }
-        }
+        put_tokens(s, r.tokens, r.prompt_len);
     } else if (r.prompt) {
         model_->vocab().tokenize({r.prompt, static_cast<size_t>(r.prompt_len)}, r.flags, &s.prompt);
     }
@@ -166,6 +181,12 @@ void Loop::submit(int32_t slot, const nb_request &r) {
                                     " do not fit the slot's context of " + std::to_string(model_->n_ctx_slot()) + " tokens");
     }
 
+    s.rows = nullptr;
+    queue(s, r, t0);
+}
+
+// queue hands a slot, whose tokens are in place, to the loop.
+void Loop::queue(Slot &s, const nb_request &r, int64_t t0) {
     s.req        = r;
     s.req.prompt = nullptr; // the caller's memory is not kept
     s.req.tokens = nullptr;
@@ -224,6 +245,29 @@ void Loop::wait(int32_t slot, int32_t seen, int64_t timeout_ns, nb_result *out) 
     if (late) throw Error(NB_TIMEOUT, "the time limit passed; the request goes on");
 }
 
+void Loop::logits(int32_t slot, const int32_t *tokens, int32_t n, int32_t last, float *out, int64_t cap) {
+    const int64_t t0 = now_ns();
+    Slot         &s  = free_slot(slot);
+    if (!tokens || n < 1) throw Error(NB_INVALID, "logits need at least one token to follow");
+    if (last < 1 || last > n)
+        throw Error(NB_INVALID, "logits after the last " + std::to_string(last) + " of " + std::to_string(n) + " tokens");
+    const int64_t need = static_cast<int64_t>(last) * model_->vocab().n_vocab();
+    if (!out || cap < need)
+        throw Error(NB_INVALID, std::to_string(need) + " logits do not fit the room for " + std::to_string(cap));
+    if (n > model_->n_ctx_slot()) {
+        throw Error(NB_CONTEXT, "the sequence has " + std::to_string(n) + " tokens, over the slot's context of " +
+                                    std::to_string(model_->n_ctx_slot()));
+    }
+    put_tokens(s, tokens, n);
+    s.rows      = out;
+    s.rows_left = last;
+    queue(s, nb_request{}, t0);
+    nb_result r;
+    wait(slot, INT32_MAX, -1, &r);
+    s.used = false; // there is no answer to wait for
+    if (r.finish == NB_FINISH_CANCELLED) throw Error(NB_CANCELLED, "computing logits was cancelled");
+}
+
 void Loop::cancel(int32_t slot) { at(slot).cancel.store(true, std::memory_order_relaxed); }
 
 // run is the loop's thread: take in new requests, one decode step for all slots
@@ -265,26 +309,20 @@ bool Loop::admit() {
 void Loop::step(bool prefill) {
     batch_.clear();
     wanted_.clear();
+    draws_.clear();
     int32_t room = prefill ? chunk_ : INT32_MAX;
     for (Slot *s : active_) { // oldest first: a prompt is finished before the next begins
         s->in_batch = 0;
         if (s->decoding() == prefill || room == 0) continue;
-        if (!prefill) {
-            s->in_batch = 1;
-            wanted_.emplace_back(s, static_cast<int32_t>(batch_.size()));
-            batch_.push_back({s->next, s->n_past, s->id, true});
-            continue;
-        }
-        const int32_t left = static_cast<int32_t>(s->prompt.size()) - s->n_past;
-        s->in_batch        = std::min(left, room);
+        s->in_batch = prefill ? std::min(static_cast<int32_t>(s->prompt.size()) - s->n_past, room) : 1;
         room -= s->in_batch;
-        for (int32_t i = 0; i < s->in_batch; i++) {
-            batch_.push_back({s->prompt[s->n_past + i], s->n_past + i, s->id, false});
-        }
-        if (s->in_batch == left) {
-            batch_.back().logits = true;
-            wanted_.emplace_back(s, static_cast<int32_t>(batch_.size()) - 1);
-        }
+    }
+    // In the order of slots: llama.cpp computes neighbouring sequences in one
+    // pass over the weights, and any others in passes of their own.
+    lined_.assign(active_.begin(), active_.end());
+    std::sort(lined_.begin(), lined_.end(), [](const Slot *a, const Slot *b) { return a->id < b->id; });
+    for (Slot *s : lined_) {
+        if (s->in_batch > 0) fill(*s, prefill);
     }
     if (batch_.empty()) return;
 
@@ -293,8 +331,9 @@ void Loop::step(bool prefill) {
         if (s->n_past == 0 && s->in_batch > 0) s->result.queue += begin - s->since; // from submit to the first batch
     }
     std::string failure;
+    bool        chosen = false; // the model has chosen the tokens itself
     try {
-        model_->decode(batch_);
+        chosen = model_->decode(batch_, prefill, &draws_);
     } catch (const std::exception &e) {
         failure = e.what();
         if (failure.empty()) failure = "decoding failed";
@@ -302,6 +341,7 @@ void Loop::step(bool prefill) {
         failure = "decoding failed with an unknown exception";
     }
     const int64_t end = now_ns();
+    model_->stamped(end);
 
     for (Slot *s : active_) {
         const bool waits_for_first = s->n_past == 0 && s->in_batch == 0;
@@ -323,9 +363,9 @@ void Loop::step(bool prefill) {
         active_.resize(kept);
         return;
     }
-    for (auto [s, entry] : wanted_) {
+    for (auto [s, entry, rows, draw] : wanted_) {
         try {
-            emit(*s, entry);
+            s->rows ? copy_logits(*s, entry, rows) : emit(*s, entry, chosen && draw >= 0 ? &draws_[draw] : nullptr, end);
         } catch (const std::exception &e) {
             s->why = e.what();
             active_.erase(std::find(active_.begin(), active_.end(), s));
@@ -334,32 +374,61 @@ void Loop::step(bool prefill) {
     }
 }
 
-// emit chooses the slot's next token from the logits of a batch entry, stamps
-// it and makes it visible.
-void Loop::emit(Slot &s, int32_t entry) {
-    const int64_t t0     = now_ns();
-    float        *logits = model_->logits(entry);
-    const bool    raw    = s.req.flags & NB_REQ_RAW;
-    const bool    go_on  = s.req.flags & NB_REQ_IGNORE_EOS;
-    const auto    n      = s.published.load(std::memory_order_relaxed);
-    int32_t       id;
-    if (raw) {
+// fill puts what a slot has in the step into the batch.
+void Loop::fill(Slot &s, bool prefill) {
+    const auto at = static_cast<int32_t>(batch_.size());
+    if (!prefill) {
+        Wanted w{&s, at, 1, -1};
+        if (!(s.req.flags & NB_REQ_RAW)) {
+            w.draw = static_cast<int32_t>(draws_.size());
+            draws_.push_back({at, s.req.temperature, s.req.top_p,
+                              uniform(s.req.seed, s.published.load(std::memory_order_relaxed)),
+                              (s.req.flags & NB_REQ_IGNORE_EOS) != 0, 0});
+        }
+        wanted_.push_back(w);
+        batch_.push_back({s.next, s.n_past, s.id, true});
+        return;
+    }
+    // Wanted are the last rows of the prompt, those of them that lie in this batch.
+    const int32_t left = static_cast<int32_t>(s.prompt.size()) - s.n_past;
+    const int32_t skip = std::max(left - (s.rows ? s.rows_left : 1), 0);
+    if (skip < s.in_batch) wanted_.push_back({&s, at + skip, s.in_batch - skip, -1});
+    for (int32_t i = 0; i < s.in_batch; i++) {
+        batch_.push_back({s.prompt[s.n_past + i], s.n_past + i, s.id, i >= skip});
+    }
+}
+
+// emit chooses the slot's next token from the logits of a batch entry, unless
+// the model has, stamps it and makes it visible. at: when the batch was done.
+void Loop::emit(Slot &s, int32_t entry, const Draw *chosen, int64_t at) {
+    const bool raw   = s.req.flags & NB_REQ_RAW;
+    const bool go_on = s.req.flags & NB_REQ_IGNORE_EOS;
+    const auto n     = s.published.load(std::memory_order_relaxed);
+    int64_t    t1    = at;
+    int32_t    id;
+    if (chosen) {
+        id = chosen->id;
+    } else if (raw) {
         id = static_cast<int32_t>((static_cast<int64_t>(s.next) * 31 + 7) % model_->vocab().n_vocab());
+        t1 = now_ns();
     } else {
+        const int64_t t0     = now_ns();
+        float        *logits = model_->logits(entry);
         if (go_on) { // as llama-server does: an end token cannot be drawn at all
             for (int32_t e : model_->vocab().end_tokens()) logits[e] = -INFINITY;
         }
         id = s.req.temperature == 0 ? argmax(logits, model_->vocab().n_vocab())
                                     : sampler_.sample(logits, s.req.temperature, s.req.top_p, uniform(s.req.seed, n));
+        t1 = now_ns();
+        s.result.sampling += t1 - t0;
     }
-    const int64_t t1 = now_ns();
-    s.result.sampling += t1 - t0;
     s.next = id;
 
-    const auto &ends = model_->vocab().end_tokens();
-    const bool  stop = !raw && !go_on && std::find(ends.begin(), ends.end(), id) != ends.end();
+    const auto   &ends = model_->vocab().end_tokens();
+    const bool    stop = !raw && !go_on && std::find(ends.begin(), ends.end(), id) != ends.end();
+    const int64_t t2   = now_ns();
     append(s, id, t1, !stop);
-    s.result.detokenize += now_ns() - t1;
+    s.result.detokenize += now_ns() - t2;
 
     const int32_t made = static_cast<int32_t>(n) + 1;
     const int32_t how  = stop ? NB_FINISH_STOP : made >= s.req.max_tokens ? NB_FINISH_LENGTH : NB_RUNNING;
@@ -370,6 +439,16 @@ void Loop::emit(Slot &s, int32_t entry) {
     }
     active_.erase(std::find(active_.begin(), active_.end(), &s));
     finish(s, how);
+}
+
+// copy_logits hands rows to the caller of logits, and the slot back after the last.
+void Loop::copy_logits(Slot &s, int32_t entry, int32_t rows) {
+    const size_t n = model_->vocab().n_vocab();
+    for (int32_t i = 0; i < rows; i++, s.rows += n) std::memcpy(s.rows, model_->logits(entry + i), n * sizeof(float));
+    s.rows_left -= rows;
+    if (s.rows_left > 0) return;
+    active_.erase(std::find(active_.begin(), active_.end(), &s));
+    finish(s, NB_FINISH_LENGTH);
 }
 
 // append adds a token's text, held back to the last whole UTF-8 sequence.

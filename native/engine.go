@@ -110,6 +110,11 @@ func (cfg Config) params() (*C.nb_params, func(), error) {
 	if !ok {
 		return nil, nil, fmt.Errorf("native: flash attention %q is not one of auto, on, off", cfg.FlashAttn)
 	}
+	where := map[string]C.int32_t{"": C.NB_SAMPLE_AUTO, "auto": C.NB_SAMPLE_AUTO, "host": C.NB_SAMPLE_HOST, "device": C.NB_SAMPLE_DEVICE}
+	sampling, ok := where[cfg.Sampling]
+	if !ok {
+		return nil, nil, fmt.Errorf("native: sampling on the %q is not one of auto, host, device", cfg.Sampling)
+	}
 	cache, ok := kv[cfg.CacheType]
 	if !ok {
 		return nil, nil, fmt.Errorf("native: KV cache type %q is not one of f16, f32", cfg.CacheType)
@@ -133,6 +138,7 @@ func (cfg Config) params() (*C.nb_params, func(), error) {
 	p.n_gpu_layers = C.int32_t(cfg.GPULayers)
 	p.flash_attn = fa
 	p.kv_type = cache
+	p.sampling = sampling
 	return p, func() {
 		C.free(unsafe.Pointer(p.model_path))
 		C.free(unsafe.Pointer(p.plugin_dir))
@@ -167,6 +173,7 @@ func (e *Engine) describe(cfg Config) error {
 		Slots:     int(in.n_slots),
 		Memory:    e.Memory(),
 		Notes: []string{
+			"native: tokens are chosen " + C.GoString(&in.sampling[0]),
 			"native: token stamps are taken in C when the token's id is on the host; a seeded run repeats exactly when requests run alone; beside other slots batches have other shapes and sums may round differently",
 		},
 	}
@@ -201,10 +208,17 @@ func (e *Engine) Memory() []bench.MemoryPart {
 // CountTokens returns the number of prompt tokens of text, BOS included where
 // the model's tokenizer adds one. Any goroutine may call it.
 func (e *Engine) CountTokens(text string) (int, error) {
-	ids, err := tokenize(text, e.addBOS, func(t *C.char, n C.int64_t, flags C.uint32_t, ids *C.int32_t, room C.int32_t, count *C.int32_t, msg message) C.nb_status {
+	ids, err := e.Tokenize(text)
+	return len(ids), err
+}
+
+// Tokenize returns the ids that a request with this prompt has: BOS included
+// where the model's tokenizer adds one, special tokens in the text parsed. Any
+// goroutine may call it.
+func (e *Engine) Tokenize(text string) ([]int32, error) {
+	return tokenize(text, e.addBOS, func(t *C.char, n C.int64_t, flags C.uint32_t, ids *C.int32_t, room C.int32_t, count *C.int32_t, msg message) C.nb_status {
 		return C.api_tokenize(e.lib.api, e.handle, t, n, flags, ids, room, count, msg.buf, errLen)
 	})
-	return len(ids), err
 }
 
 // Close cancels what runs and frees the model. Sessions must be closed before.

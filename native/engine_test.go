@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -188,6 +189,51 @@ func TestSeededRunBesideOthers(t *testing.T) {
 		}
 	}
 	t.Logf("%d of %d seeded requests gave the same tokens beside three others as alone", n, len(alone))
+}
+
+// TestLogitsAreThoseOfGreedyDecoding: the argmax of the logits after every
+// prefix of an answer is the answer's next token, and a call for many rows
+// gives the same as one call a row, short of sums in another order.
+func TestLogitsAreThoseOfGreedyDecoding(t *testing.T) {
+	e := openTiny(t, 2)
+	s := seat(t, e)
+	req := request(plan.Prompts("chat")[0].Text, 40, false)
+	prompt, err := e.Tokenize(req.Prompt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr := generate(t, s, req)
+	if tr.PromptTokens != len(prompt) {
+		t.Fatalf("%d prompt tokens, tokenized %d", tr.PromptTokens, len(prompt))
+	}
+	all := slices.Concat(prompt, tr.Tokens)
+	rows, err := e.Logits(all[:len(all)-1], len(tr.Tokens))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, row := range rows {
+		top := 0
+		for id, x := range row {
+			if x > row[top] && id != 50256 { // the end token cannot be drawn with EOS ignored
+				top = id
+			}
+		}
+		if int32(top) != tr.Tokens[i] && row[top]-row[tr.Tokens[i]] > 1e-2 {
+			t.Errorf("token %d is %d, the largest logit that of %d, %g above", i, tr.Tokens[i], top, row[top]-row[tr.Tokens[i]])
+		}
+		if i%13 > 0 {
+			continue
+		}
+		one, err := e.Logits(all[:len(prompt)+i], 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for id, x := range one[0] {
+			if d := math.Abs(float64(x - row[id])); d > 1e-2*math.Abs(float64(row[top])) {
+				t.Fatalf("row %d, token %d: %g alone, %g among others", i, id, x, row[id])
+			}
+		}
+	}
 }
 
 // TestGreedyEqualsLlamaServer: the same build, the same weights, 50 prompts:

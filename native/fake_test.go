@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -288,6 +289,47 @@ func TestSessionsTakeAndReturnSlots(t *testing.T) {
 	c := seat(t, e)
 	generate(t, b, request("x", 3, false))
 	generate(t, c, request("y", 3, false))
+}
+
+// Logits are refused, in one line, before anything is computed; they take a
+// slot and give it back, and leave a request beside them as it is.
+func TestLogitsOfTheLoop(t *testing.T) {
+	e := openFake(t, "step_us=200", 2)
+	for _, c := range []struct {
+		ids  []int32
+		last int
+		want string
+	}{
+		{nil, 1, "want at least one"},
+		{[]int32{1, 2}, 0, "want at least one"},
+		{[]int32{1, 2}, 3, "at most all"},
+		{[]int32{1, 257}, 1, "not in the vocabulary of 257"},
+		{make([]int32, 1025), 1, "context of 1024"},
+	} {
+		if _, err := e.Logits(c.ids, c.last); err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%d tokens, last %d: got %v, want one line with %q", len(c.ids), c.last, err, c.want)
+		}
+	}
+	s := seat(t, e)
+	want := generate(t, s, request("hi", 100, true)).Tokens
+	done := make(chan []int32)
+	go func() { done <- generate(t, s, request("hi", 100, true)).Tokens }()
+	for range 20 {
+		rows, err := e.Logits([]int32{72, 105, 33}, 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(rows) != 2 || len(rows[0]) != 257 || rows[0]['i'] != 3 || rows[1]['n'] != 3 || rows[0][0] != -1 || rows[1][0] != -2 {
+			t.Fatalf("%d rows, %v %v", len(rows), rows[0][:2], rows[1][:2])
+		}
+	}
+	if got := <-done; !slices.Equal(got, want) {
+		t.Errorf("beside logits a request answered %v, alone %v", got, want)
+	}
+	seat(t, e)
+	if _, err := e.Logits([]int32{1}, 1); err == nil || !strings.Contains(err.Error(), "all 2 slots") {
+		t.Errorf("without a free slot: %v", err)
+	}
 }
 
 func BenchmarkRequestOverhead(b *testing.B) {

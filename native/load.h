@@ -32,6 +32,13 @@ static inline nb_status api_wait(const nb_api *a, nb_engine *e, int32_t slot, in
     return a->wait(e, slot, seen, timeout, out, err, n);
 }
 static inline void      api_cancel(const nb_api *a, nb_engine *e, int32_t slot) { a->cancel(e, slot); }
+static inline nb_status api_logits(const nb_api *a, nb_engine *e, int32_t slot, const int32_t *tokens, int32_t count,
+                                   int32_t last, float *out, int64_t cap, char *err, size_t n) {
+    return a->logits(e, slot, tokens, count, last, out, cap, err, n);
+}
+static inline nb_status api_stamps(const nb_api *a, nb_engine *e, int32_t begin, nb_stamps *out, char *err, size_t n) {
+    return a->stamps(e, begin, out, err, n);
+}
 static inline nb_status api_vocab_open(const nb_api *a, const char *path, nb_vocab **out, char *err, size_t n) {
     return a->vocab_open(path, out, err, n);
 }

@@ -41,13 +41,11 @@ var _ bench.Session = (*session)(nil)
 
 // NewSession takes a free slot.
 func (e *Engine) NewSession(l bench.Limits) (bench.Session, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if len(e.free) == 0 {
-		return nil, fmt.Errorf("native: all %d slots have a session: open the engine with as many slots as workers", e.info.Slots)
+	slot, err := e.take()
+	if err != nil {
+		return nil, err
 	}
-	s := &session{e: e, slot: C.int32_t(e.free[len(e.free)-1]), msg: newMessage(), first: l.FirstToken, gap: l.Gap}
-	e.free = e.free[:len(e.free)-1]
+	s := &session{e: e, slot: C.int32_t(slot), msg: newMessage(), first: l.FirstToken, gap: l.Gap}
 	s.req = (*C.nb_request)(C.calloc(1, C.sizeof_nb_request))
 	s.res = (*C.nb_result)(C.calloc(1, C.sizeof_nb_result))
 	s.grow(max(l.PromptBytes, 1))
@@ -268,8 +266,6 @@ func (s *session) Close() error {
 	C.free(unsafe.Pointer(s.prompt))
 	s.msg.free()
 	s.req = nil
-	s.e.mu.Lock()
-	defer s.e.mu.Unlock()
-	s.e.free = append(s.e.free, int(s.slot))
+	s.e.give(int(s.slot))
 	return nil
 }

@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "fa942e5a2c27a83713755166e0ac6be96e30ec1dcf7b9bea83f726c122230454"
+const SourceHash = "9a17431accb2d9054adbe63e9bf76c953befb23d74df24b0cee98e0f4679f482"

@@ -38,6 +38,12 @@ func (*Engine) NewSession(bench.Limits) (bench.Session, error) { return nil, Err
 // CountTokens returns ErrLeftOut.
 func (*Engine) CountTokens(string) (int, error) { return 0, ErrLeftOut }
 
+// Tokenize returns ErrLeftOut.
+func (*Engine) Tokenize(string) ([]int32, error) { return nil, ErrLeftOut }
+
+// Logits returns ErrLeftOut.
+func (*Engine) Logits([]int32, int) ([][]float32, error) { return nil, ErrLeftOut }
+
 // Memory returns nothing.
 func (*Engine) Memory() []bench.MemoryPart { return nil }
 

@@ -35,6 +35,8 @@ type setup struct {
 	weights   string // "synthetic" or a path
 	hfDir     string // the same as a Hugging Face directory; "": none
 	dtype     string // of synthetic weights
+	layers    int    // of synthetic weights; 0: the model's
+	width     int    // of synthetic weights; 0: the model's
 	out       string
 	twice     bool // --weights and --gguf
 
@@ -49,6 +51,8 @@ type setup struct {
 	graphics     graphics
 	models       map[string]*model // by key; of backends that hold weights
 	prompts      promptBook
+	counts       []results.PromptCount // how they were counted, by model
+	countNotes   []string
 }
 
 // newSetup reads the flags onto base, the plan that they change.
@@ -56,6 +60,7 @@ func newSetup(c *cli.Context, known registry, base plan.Plan) *setup {
 	s := &setup{
 		known: known, plan: base,
 		engineDir: c.String("engine-dir"), weights: c.String("weights"), weightsFlag: "--weights", hfDir: absolute(c.String("hf-dir")), dtype: c.String("dtype"),
+		layers: c.Int("layers"), width: c.Int("width"),
 		out: c.String("out"), format: c.String("format"), yes: c.Bool("yes"),
 	}
 	applyPlanFlags(c, &s.plan)
@@ -120,6 +125,9 @@ func (s *setup) check() error {
 		if err := check(); err != nil {
 			return usageError{err}
 		}
+	}
+	if err := s.checkVocab(); err != nil {
+		return err
 	}
 	return s.checkWeights()
 }
@@ -287,6 +295,12 @@ func (s *setup) notes() []string {
 	for _, name := range slices.Sorted(maps.Keys(s.plan.Endpoints)) {
 		notes = append(notes, fmt.Sprintf("%s runs at %s and was not started here: that it serves %s with these weights, and with its caches off, was not checked", name, s.plan.Endpoints[name], strings.Join(s.plan.Models, ", ")))
 	}
+	for _, c := range s.counts {
+		if !c.Exact {
+			notes = append(notes, fmt.Sprintf("%s: the lengths of its prompts are %s", c.Model, countText(c)))
+		}
+	}
+	notes = append(notes, s.countNotes...)
 	if s.plan.PrefixCache {
 		notes = append(notes, "servers may reuse the KV cache of earlier prompts (--prefix-cache); native never does, so first tokens compare different work")
 	}

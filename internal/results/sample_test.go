@@ -37,6 +37,7 @@ func sampleManifest() *Manifest {
 			Files:     []SourceFile{{Path: "config.json", Bytes: 665, SHA256: "0b220385…"}, {Path: "model.safetensors", Bytes: 548_105_171, SHA256: "1768381c…"}},
 			Converter: "5f2c91ab…", Python: "convert-3f9d51c0aa17-py3.12", Began: time.Date(2026, 1, 1, 20, 15, 0, 0, time.UTC), TookNS: 5_300_000_000,
 		}}},
+		PromptCounts: []PromptCount{{Model: "gpt2", Vocabulary: "vocab/ggml-vocab-gpt-2.gguf", SHA256: "9f86d081…", Exact: true}},
 		Backends: []Backend{{
 			Info:    bench.Info{Backend: "llama-server", Engine: "llama.cpp", Version: "v0.5.0", Device: "CPU", Model: "gpt2", Weights: "gpt2-synthetic-f16.gguf", Synthetic: true, DType: "F16", Context: 1024, Slots: 1},
 			Command: []string{"llama-server", "--port", "40123"}, Endpoint: "http://127.0.0.1:40123", Log: "logs/llama-server.log", StartNS: 812_000_000,

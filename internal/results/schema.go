@@ -34,7 +34,9 @@ type Manifest struct {
 	Clock       Clock       `json:"clock"`
 	Clocks      []Clock     `json:"clocks,omitempty"` // of each time that the run was resumed, in that order
 	Models      []Model     `json:"models"`
-	Backends    []Backend   `json:"backends"` // as they answered; filled as they start
+	// PromptCounts say, by model, how prompts were counted before they were sent.
+	PromptCounts []PromptCount `json:"prompt_counts,omitempty"`
+	Backends     []Backend     `json:"backends"` // as they answered; filled as they start
 }
 
 // Cell names one planned cell and what is needed to group it, so that reports
@@ -92,6 +94,9 @@ type Clock struct {
 	EventsBefore int `json:"events_before,omitempty"`
 }
 
+// TokenizerInFile is Model.Tokenizer where the file holds the model's own.
+const TokenizerInFile = "in the model's file"
+
 // Model is what was loaded.
 type Model struct {
 	Key       string `json:"key"`
@@ -103,7 +108,11 @@ type Model struct {
 	DType     string `json:"dtype"`
 	Synthetic bool   `json:"synthetic"`
 	Seed      uint64 `json:"seed,omitempty"`      // of the synthetic weights
-	Tokenizer string `json:"tokenizer,omitempty"` // where the vocabulary came from
+	Tokenizer string `json:"tokenizer,omitempty"` // TokenizerInFile, or what stands in for the model's own
+	Layers    int    `json:"layers,omitempty"`
+	Width     int    `json:"width,omitempty"` // elements of a token's embedding
+	// Relative says in what the shape is not the model's, "2 of 32 layers".
+	Relative string `json:"relative,omitempty"`
 
 	Source *Source `json:"source,omitempty"` // of a file that nativebench converted
 }
@@ -126,6 +135,16 @@ type SourceFile struct {
 	Path   string `json:"path"` // relative to the directory
 	Bytes  int64  `json:"bytes"`
 	SHA256 string `json:"sha256"`
+}
+
+// PromptCount is how the prompts of a model were counted when they were chosen
+// or made. What the backends counted is in the requests.
+type PromptCount struct {
+	Model      string `json:"model"`
+	Vocabulary string `json:"vocabulary,omitempty"` // path of the file; "" and Exact: recorded with the built-in prompts
+	SHA256     string `json:"sha256,omitempty"`     // of the file
+	Exact      bool   `json:"exact"`
+	Note       string `json:"note,omitempty"` // why it is not exact
 }
 
 // Backend is a backend of this run with what it cost to start.
