@@ -17,10 +17,11 @@ type room struct {
 	free int64
 }
 
-// graphics are the GPUs that the engine would use.
+// graphics is the memory of the GPUs that CUDA programs find here.
 type graphics struct {
-	rooms []room
-	why   string // why there are none; "" if there are
+	rooms  []room
+	why    string // why there are none; "" if there are
+	engine string // why the engine does not use them; "" if it does
 }
 
 func (g graphics) free() (n int64) {
@@ -30,15 +31,23 @@ func (g graphics) free() (n int64) {
 	return n
 }
 
-// lookGraphics finds the GPUs of an engine in a directory.
-func lookGraphics(engineDir string) graphics {
+// lookGraphics asks the driver how much of each GPU is free.
+func lookGraphics(gpus gpuSet, engineDir string) graphics {
+	g := graphics{why: gpus.why}
 	if plugins, _ := filepath.Glob(filepath.Join(engineDir, "libggml-cuda*.so")); len(plugins) == 0 {
-		return graphics{why: "the engine directory " + engineDir + " has no CUDA plugin"}
+		g.engine = "the engine directory " + engineDir + " has no CUDA plugin"
 	}
-	if !hasGPU() {
-		return graphics{why: "there is no NVIDIA device in /dev"}
+	for i, d := range gpus.used {
+		used, err := gpus.lib.Used(d)
+		if err != nil {
+			return graphics{why: oneLine(err)}
+		}
+		if d.MemoryBytes <= 0 {
+			return graphics{why: "not available: the driver does not tell the memory of " + d.Name}
+		}
+		g.rooms = append(g.rooms, room{fmt.Sprintf("%s (%s)", engineName(i), d.Name), d.MemoryBytes - used})
 	}
-	return graphics{why: "its free memory cannot be read"}
+	return g
 }
 
 // elementBytes is the size of a number in a KV cache.
@@ -130,7 +139,7 @@ func (s *setup) demand(m *model, slots, context int) demand {
 	shape := fmt.Sprintf("KV cache %s = %d slots × %d tokens × %s", gib(kv), slots, context, kib(m.shape.KVPerToken*elementBytes(e.CacheType)))
 	var d demand
 	var ram, gpu []string
-	offload := len(s.graphics.rooms) > 0 && e.GPULayers != 0
+	offload := len(s.graphics.rooms) > 0 && s.graphics.engine == "" && e.GPULayers != 0
 	if engines > 0 {
 		if offload {
 			share := 1.0

@@ -58,6 +58,7 @@ func (s *setup) newManifest(args []string) (*results.Manifest, error) {
 		Versions: map[string]string{"go": runtime.Version()},
 		Warnings: append(slices.Clone(h.Warnings), notes...),
 	}
+	s.gpus.note(&m.Environment)
 	if b, err := native.Describe(s.engineDir); err == nil {
 		m.Environment.Versions["engine"] = b.Engine
 		m.Environment.Versions["engine_build"] = b.Build

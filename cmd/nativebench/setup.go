@@ -48,7 +48,8 @@ type setup struct {
 	resumedPaths map[string]string // the weights it began with, by model
 	resumedDirs  map[string]string // the same as Hugging Face directories
 	machine      telemetry.Machine
-	graphics     graphics
+	gpus         gpuSet
+	graphics     graphics          // their memory
 	models       map[string]*model // by key; of backends that hold weights
 	prompts      promptBook
 	counts       []results.PromptCount // how they were counted, by model
@@ -205,7 +206,11 @@ func (s *setup) resolveThreads() {
 // prepare looks at the machine, finds or makes the weights, renders the
 // prompts and compares need and free memory. show tells what takes its time.
 func (s *setup) prepare(ctx context.Context, show *liveLine) error {
-	s.machine, s.graphics = telemetry.Inspect(), lookGraphics(s.engineDir)
+	s.machine = telemetry.Inspect()
+	if s.gpus = (gpuSet{why: "not available: --gpu-layers 0 leaves the GPU alone"}); s.plan.Engine.GPULayers != 0 {
+		s.gpus = findGPUs()
+	}
+	s.graphics = lookGraphics(s.gpus, s.engineDir)
 	s.resolveThreads()
 	s.models = map[string]*model{}
 	if len(s.holders()) > 0 {

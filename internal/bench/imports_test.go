@@ -18,6 +18,7 @@ func arrows() map[string][]string {
 		"internal/stats":           {},
 		"internal/gguf":            {},
 		"internal/telemetry":       {},
+		"internal/telemetry/nvml":  {"internal/telemetry"},
 		"internal/launch":          {},
 		"internal/synth":           {"internal/gguf", "internal/plan", "internal/bench"},
 		"internal/tokenizer":       {"internal/gguf"},
