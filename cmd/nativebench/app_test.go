@@ -49,6 +49,7 @@ func TestRefusals(t *testing.T) {
 	writeGGUF(t, filepath.Join(dir, "short.gguf"), "gpt2", 64, 64, true)
 	writeGGUF(t, filepath.Join(dir, "vocab.gguf"), "gpt2", 1024, 64, false)
 
+	t.Setenv("HF_HUB_CACHE", filepath.Join(dir, "hub"))
 	hf := filepath.Join(dir, "hf")
 	if err := os.Mkdir(hf, 0o755); err != nil {
 		t.Fatal(err)
@@ -149,6 +150,12 @@ func TestRefusals(t *testing.T) {
 		{"models", "list"},
 		{"models", "show"},
 		{"models", "show", "gpt3"},
+		{"models", "show", text},
+		{"models", "show", filepath.Join(dir, "vocab.gguf")},
+		{"models", "show", filepath.Join(dir, "there")},
+		{"models", "show", hf},
+		{"models", "show", none},
+		{"models", "show", "gpt2", "--concurrency", "0"},
 		{"models", "pull"},
 		{"models", "pull", "gpt3"},
 		{"models", "pull", "gpt2", "--revision", "../main"},

@@ -13,6 +13,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/nativebench/nativebench/internal/convert"
+	"github.com/nativebench/nativebench/internal/hub"
 	"github.com/nativebench/nativebench/internal/plan"
 	"github.com/nativebench/nativebench/internal/results"
 	"github.com/nativebench/nativebench/native"
@@ -23,9 +24,9 @@ const convertEnv = "convert"
 
 func convertCommand() *cli.Command {
 	return &cli.Command{
-		Name: "convert", Usage: "make a GGUF file of a Hugging Face model directory", ArgsUsage: "DIR",
+		Name: "convert", Usage: "make a GGUF file of a model of Hugging Face", ArgsUsage: "MODEL|DIR",
 		Description: "Examples:\n" +
-			"   nativebench models convert ~/models/phi-2\n" +
+			"   nativebench models convert phi-2          what models pull phi-2 has downloaded\n" +
 			"   nativebench models convert --type q4_k_m --out phi-2.gguf ~/models/phi-2\n\n" +
 			"llama.cpp's own converter and quantizer do it, in the Python environment that\n" +
 			"scripts/python-env.sh convert makes. Without --out the file goes into the cache, where\n" +
@@ -33,6 +34,7 @@ func convertCommand() *cli.Command {
 			"it a description is kept (FILE.gguf.json), which compare writes into its manifest.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "type", Value: convert.Types()[0], Usage: "`TYPE`: " + strings.Join(convert.Types(), ", ")},
+			&cli.StringFlag{Name: "revision", Value: hub.DefaultRevision, Usage: "`REV`: of a MODEL in the hub's cache: branch, tag or commit"},
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "`FILE`: to make", DefaultText: "one in the cache"},
 			&cli.StringFlag{Name: "engine-dir", Usage: "`DIR`: with the converter and the quantizer in it", DefaultText: "$NATIVEBENCH_ENGINE_DIR, or engine/ beside this program"},
 		},
@@ -42,9 +44,9 @@ func convertCommand() *cli.Command {
 
 func convertAction(c *cli.Context) error {
 	if c.NArg() != 1 {
-		return refuse("%s takes one Hugging Face model directory", c.Command.Name)
+		return refuse("%s takes one model (%s) or one Hugging Face directory", c.Command.Name, modelKeys())
 	}
-	dir, err := sourceDirectory(c.Args().First())
+	dir, err := sourceDirectory(c.Args().First(), c.String("revision"))
 	if err != nil {
 		return err
 	}
@@ -80,15 +82,24 @@ func convertAction(c *cli.Context) error {
 	return nil
 }
 
-// sourceDirectory is the Hugging Face directory of what was named.
-func sourceDirectory(name string) (string, error) {
-	if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) {
-		if m, err := plan.ModelByKey(name); err == nil {
-			return "", refuse("models convert %s: name the directory that %s was downloaded into", name, m.HubID)
+// sourceDirectory is the Hugging Face directory of what was named: a model of
+// the table is looked for in the hub's cache.
+func sourceDirectory(name, revision string) (string, error) {
+	m, err := plan.ModelByKey(name)
+	if err != nil {
+		if st, err := os.Stat(name); err != nil || !st.IsDir() {
+			return "", refuse("models convert %s: there is no such directory, nor a model of that name: choose from %s", name, modelKeys())
 		}
-		return "", refuse("models convert %s: there is no such directory", name)
+		return name, nil
 	}
-	return name, nil
+	s, err := hub.Find(m.HubID, revision)
+	switch {
+	case errors.Is(err, hub.ErrMissing):
+		return "", refuse("models convert %s: %w: download it (nativebench models pull %s), or name its directory", name, err, name)
+	case err != nil:
+		return "", refuse("models convert %s: %w", name, err)
+	}
+	return s.Dir, nil
 }
 
 // conversion says how a directory is converted on this machine.

@@ -140,12 +140,40 @@ func equal(a, b any) bool {
 	return a == b
 }
 
+// What is told of a directory is what its GGUF file says, and needs no
+// converter.
+func TestInspect(t *testing.T) {
+	engineDir := os.Getenv("NATIVEBENCH_ENGINE_DIR")
+	if engineDir == "" {
+		t.Skip("NATIVEBENCH_ENGINE_DIR is not set: no vocabularies")
+	}
+	for key, width := range map[string]int{"gpt2": 128, "phi-2": 160, "llama-2-7b-chat": 256, "mistral-7b-instruct": 512} {
+		made := synthetic(t, engineDir, synth.Spec{Model: key, Layers: 2, Width: width})
+		got, err := convert.Inspect(made.HFDir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := gguf.ReadFile(made.GGUF)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := f.Summary()
+		if err != nil {
+			t.Fatal(err)
+		}
+		want.Arch, want.Name, want.Tensors, want.Vocabulary = got.Arch, got.Name, 0, ""
+		if got != want {
+			t.Errorf("%s:\n%+v, the GGUF file says\n%+v", key, got, want)
+		}
+	}
+}
+
 // Quantized types are of the type asked for, smaller, and described in full.
 func TestQuantizedTypes(t *testing.T) {
 	s := converter(t)
 	s.CacheDir = t.TempDir()
 	s.HFDir = synthetic(t, s.EngineDir, synth.Spec{Model: "gpt2", Layers: 2, Width: 256}).HFDir
-	before := int64(1 << 62)
+	before, sizes := int64(1<<62), map[string]int64{}
 	for _, typ := range []string{"F16", "Q8_0", "Q4_K_M"} {
 		s.Type = typ
 		got, err := convert.Convert(t.Context(), s, nil)
@@ -163,7 +191,18 @@ func TestQuantizedTypes(t *testing.T) {
 		if sum.DType != typ || got.Bytes >= before || got.Bytes != f.Size || got.Params != sum.Params {
 			t.Errorf("%s: type %s, %d bytes after %d, described as %+v", typ, sum.DType, f.Size, before, got)
 		}
-		before = got.Bytes
+		before, sizes[typ] = got.Bytes, sum.TensorBytes
+		if typ == "F16" {
+			// As models show foretells it.
+			for _, x := range f.Tensors {
+				if x.Type == gguf.F16 {
+					x.Type = gguf.Q8_0
+				}
+				sizes["foretold"] += x.Bytes()
+			}
+		} else if typ == "Q8_0" && sizes[typ] != sizes["foretold"] {
+			t.Errorf("Q8_0: tensors of %d bytes, foretold %d", sizes[typ], sizes["foretold"])
+		}
 		read, err := convert.Read(got.Path)
 		if err != nil {
 			t.Fatal(err)

@@ -163,7 +163,7 @@ func (d *directory) readHeader(name string) error {
 	}
 	end := int64(0)
 	for key, raw := range header {
-		if key == "__metadata__" {
+		if key == "__metadata__" || constant.MatchString(key) {
 			continue
 		}
 		var t struct {
@@ -189,6 +189,9 @@ func (d *directory) readHeader(name string) error {
 	}
 	return nil
 }
+
+// constant are tensors of old files that are no parameters: masks and frequencies.
+var constant = regexp.MustCompile(`\.attn\.(bias|masked_bias)$|\.rotary_emb\.inv_freq$`)
 
 // snapshot is how a path in the hub's cache ends
 // (https://huggingface.co/docs/huggingface_hub/guides/manage-cache).
