@@ -183,7 +183,10 @@ func Convert(ctx context.Context, s Spec, progress Progress) (*Result, error) {
 	if err := at.clean(); err != nil {
 		return nil, err
 	}
-	return r, s.write(ctx, r, dir, at, progress)
+	if err := s.write(ctx, r, dir, at, progress); err != nil {
+		return nil, err
+	}
+	return r, nil
 }
 
 // Read reads the description beside a GGUF file; the error is fs.ErrNotExist

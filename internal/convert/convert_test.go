@@ -298,13 +298,21 @@ func TestConvertedOnce(t *testing.T) {
 	if other, err := convert.Convert(t.Context(), s, nil); err != nil || other.Reused {
 		t.Errorf("another config.json: %+v, %v", other, err)
 	}
-	// A file that was cut since is not taken for whole.
+	// A file that was cut since is not taken for whole, and what a killed
+	// conversion left goes.
+	stale := filepath.Join(filepath.Dir(again.Path), ".nativebench-convert-123")
+	if err := os.Mkdir(stale, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.Truncate(again.Path, again.Bytes/2); err != nil {
 		t.Fatal(err)
 	}
 	s.HFDir = made.HFDir
 	if mended, err := convert.Convert(t.Context(), s, nil); err != nil || mended.Reused || mended.SHA256 != again.SHA256 {
 		t.Errorf("a cut file: %+v, %v", mended, err)
+	}
+	if _, err := os.Stat(stale); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s is still there: %v", stale, err)
 	}
 }
 
