@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "9a17431accb2d9054adbe63e9bf76c953befb23d74df24b0cee98e0f4679f482"
+const SourceHash = "262188f9be4aa607c5dddacd501dbda7a76d028bd7e352f85975ba348cd4db4d"
