@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "262188f9be4aa607c5dddacd501dbda7a76d028bd7e352f85975ba348cd4db4d"
+const SourceHash = "bc5b6af5bc1a99dacf691a9965e6385ac95da2a5d73422ec9acb83a3e28d3a15"
