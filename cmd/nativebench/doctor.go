@@ -17,6 +17,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/nativebench/nativebench/internal/bench"
+	"github.com/nativebench/nativebench/internal/convert"
 	"github.com/nativebench/nativebench/internal/telemetry"
 	"github.com/nativebench/nativebench/internal/telemetry/nvml"
 	"github.com/nativebench/nativebench/native"
@@ -87,6 +88,7 @@ func doctorChecks(known registry) []doctorCheck {
 	return append(checks,
 		doctorCheck{"engine", "docker", false, lookDocker},
 		doctorCheck{"engine", "vocabularies", true, lookVocabularies},
+		doctorCheck{"engine", "converter", false, lookConverter},
 		doctorCheck{"engine", "gpu", false, lookGPU},
 		doctorCheck{"engine", "llama-bench", false, lookLlamaBench},
 		doctorCheck{"files", "cache", true, lookCache},
@@ -309,6 +311,14 @@ func lookVocabularies(p patient) (verdict, string, string) {
 		return verdictMissing, dir + " " + why, "synthetic weights need a real vocabulary: `make engine` fetches them; with --weights FILE.gguf compare works without"
 	}
 	return verdictOK, fmt.Sprintf("%d in %s", n, dir), ""
+}
+
+func lookConverter(p patient) (verdict, string, string) {
+	dir := pythonDir(convertEnv)
+	if err := convert.Available(p.engineDir, dir); err != nil {
+		return verdictMissing, oneLine(err), "Hugging Face directories cannot be converted to GGUF here"
+	}
+	return verdictOK, "llama.cpp's, in " + dir, ""
 }
 
 // lookGPU looks for NVIDIA GPUs in /proc, so that no driver library is needed

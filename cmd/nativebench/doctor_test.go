@@ -28,7 +28,8 @@ func healthyPatient(t *testing.T) patient {
 		engineDir: filepath.Join(dir, "engine"), cacheDir: dir, outDir: dir, root: filepath.Join(dir, "root"),
 	}
 	for name, content := range map[string]string{
-		"engine/llama-bench": "#!", "engine/libggml-cuda.so": "", "engine/vocab/ggml-vocab-gpt-2.gguf": "GGUF",
+		"engine/llama-bench": "#!", "engine/llama-quantize": "#!", "engine/convert/convert_hf_to_gguf.py": "", "python/bin/python": "#!",
+		"engine/libggml-cuda.so": "", "engine/vocab/ggml-vocab-gpt-2.gguf": "GGUF",
 		"root/proc/driver/nvidia/gpus/0000:01:00.0/information":                "Model: \t\t NVIDIA H200\nIRQ: 1\n",
 		"root/sys/devices/system/clocksource/clocksource0/current_clocksource": "tsc\n",
 	} {
@@ -40,6 +41,7 @@ func healthyPatient(t *testing.T) patient {
 			t.Fatal(err)
 		}
 	}
+	t.Setenv(pythonVariable(convertEnv), filepath.Join(dir, "python"))
 	return p
 }
 
@@ -86,6 +88,14 @@ func TestDoctorSaysWhatIsMissingAndWhatItCosts(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, verdictWarn, "NVIDIA H200; the engine directory has no CUDA plugin", "although there is a GPU", true},
+		{"converter", func(t *testing.T, p *patient, _ registry) {
+			if err := os.Remove(filepath.Join(p.engineDir, "llama-quantize")); err != nil {
+				t.Fatal(err)
+			}
+		}, verdictMissing, "has no llama-quantize: build it anew (make engine), or give a GGUF file with --gguf PATH", "cannot be converted", true},
+		{"converter", func(t *testing.T, _ *patient, _ registry) {
+			t.Setenv(pythonVariable(convertEnv), "/nonexistent")
+		}, verdictMissing, "environment /nonexistent is not there: make it (scripts/python-env.sh convert)", "cannot be converted", true},
 		{"llama-bench", func(t *testing.T, p *patient, _ registry) {
 			if err := os.Remove(filepath.Join(p.engineDir, "llama-bench")); err != nil {
 				t.Fatal(err)

@@ -205,8 +205,9 @@ func modelKeys() string {
 func weightFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "weights", Category: flagsModel, Value: "synthetic", Usage: "`WHERE`: a GGUF file, or \"synthetic\" for random weights of the real shape, written once into the cache"},
-		&cli.StringFlag{Name: "hf-dir", Category: flagsModel, Usage: "`DIR`: the weights of --weights as a Hugging Face directory, for the servers that want one (vllm, transformers)"},
-		&cli.StringFlag{Name: "dtype", Category: flagsModel, Value: "f16", Usage: "`TYPE`: of synthetic weights: f16, f32, bf16"},
+		&cli.StringFlag{Name: "gguf", Category: flagsModel, Usage: "`FILE`: the same as --weights FILE"},
+		&cli.StringFlag{Name: "hf-dir", Category: flagsModel, Usage: "`DIR`: a Hugging Face directory, for the servers that want one (vllm, transformers): the weights of --weights or --gguf; without these it is converted to GGUF, once, for the others"},
+		&cli.StringFlag{Name: "dtype", Category: flagsModel, Value: "f16", Usage: "`TYPE`: of synthetic weights: f16, f32, bf16; of a converted --hf-dir: f16, bf16, q8_0, q4_k_m"},
 		&cli.IntFlag{Name: "layers", Category: flagsModel, Usage: "`N` layers of synthetic weights instead of the model's: a small relative, for trying things out"},
 		&cli.IntFlag{Name: "width", Category: flagsModel, Usage: "`N` numbers per token of synthetic weights instead of the model's"},
 		&cli.StringFlag{Name: "engine-dir", Category: flagsModel, Usage: "`DIR`: where the engine library and llama-server are", DefaultText: "$NATIVEBENCH_ENGINE_DIR, or engine/ beside this program"},

@@ -139,6 +139,9 @@ func (s *setup) header(w io.Writer, todo []int) {
 	for _, key := range s.plan.Models {
 		if m := s.models[key]; m != nil {
 			row("model", "%s, %s, %s in %s", key, m.file.DType, gib(m.file.Bytes), m.file.Path)
+			if from := m.file.Source; from != nil {
+				row("", "converted from %s%s", from.Path, revision(from))
+			}
 			switch {
 			case m.file.Synthetic && m.file.Relative != "":
 				row("", "synthetic weights: random numbers, the text that comes out means nothing")
@@ -179,6 +182,14 @@ func (s *setup) header(w io.Writer, todo []int) {
 	}
 	row("results", "%s", filepath.Clean(s.out))
 	fmt.Fprintln(w)
+}
+
+// revision names a source's, if it is known.
+func revision(from *results.Source) string {
+	if from.Revision == "" {
+		return ""
+	}
+	return fmt.Sprintf(": %s, revision %.12s", from.HubID, from.Revision)
 }
 
 // lengths are the prompt lengths of a sweep as they will be sent.

@@ -21,36 +21,38 @@ import (
 func modelsCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "models",
-		Usage: "list the models, show one, download it, or write synthetic weights of it",
+		Usage: "list the models, show one, download it, convert it, or write synthetic weights of it",
 		Description: "Examples:\n" +
 			"   nativebench models\n" +
 			"   nativebench models show gpt2\n" +
 			"   nativebench models pull gpt2                       from the Hugging Face hub\n" +
-			"   nativebench models synth gpt2 -o gpt2-synthetic    GGUF and a Hugging Face directory",
+			"   nativebench models synth gpt2 -o gpt2-synthetic    GGUF and a Hugging Face directory\n" +
+			"   nativebench models convert gpt2                    what was downloaded, to GGUF",
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
-				return refuse("unknown models command %q: choose from show, pull, synth, or nothing to list them", c.Args().First())
+				return refuse("unknown models command %q: choose from show, pull, convert, synth, or nothing to list them", c.Args().First())
 			}
 			listModels(c)
 			return nil
 		},
 		Subcommands: []*cli.Command{
 			{
-				Name: "show", Usage: "what is known of one model, with its sampling table", ArgsUsage: "MODEL",
-				Description: "Example:\n   nativebench models show llama-2-7b-chat",
-				Action: func(c *cli.Context) error {
-					m, err := oneModel(c)
-					if err != nil {
-						return err
-					}
-					return showModel(c, m)
+				Name: "show", Usage: "what is known of a model, what memory it takes, and what fits", ArgsUsage: "MODEL|FILE|DIR",
+				Description: "Examples:\n" +
+					"   nativebench models show llama-2-7b-chat\n" +
+					"   nativebench models show --concurrency 8,32 model.gguf\n" +
+					"   nativebench models show ~/models/phi-2    a Hugging Face directory\n\n" +
+					"Weights and KV cache are exact; what engines need besides is an estimate.",
+				Flags: []cli.Flag{
+					&cli.IntSliceFlag{Name: "concurrency", Value: cli.NewIntSlice(8), Usage: "`N,…`: for how many requests at once to say what fits, beside one"},
+					&cli.StringFlag{Name: "engine-dir", Usage: "`DIR`: of the engine that would run it", DefaultText: "$NATIVEBENCH_ENGINE_DIR, or engine/ beside this program"},
 				},
+				Action: showAction,
 			},
 			pullCommand(),
 			{
 				Name: "synth", Usage: "write random weights of a model's real shape", ArgsUsage: "MODEL",
 				Description: "Example:\n" +
-					"   nativebench models pull gpt2                       from the Hugging Face hub\n" +
 					"   nativebench models synth gpt2 -o gpt2-synthetic --dtype f16 --seed 1\n\n" +
 					"DIR gets a GGUF file, and the same numbers as a Hugging Face directory.",
 				Flags: []cli.Flag{
@@ -64,6 +66,7 @@ func modelsCommand() *cli.Command {
 				},
 				Action: synthModel,
 			},
+			convertCommand(),
 		},
 	}
 }
@@ -114,6 +117,7 @@ func listModels(c *cli.Context) {
 	fmt.Fprintf(c.App.Writer, "\nWeights: --weights FILE.gguf, or synthetic (random, in the real shape) for %s.\n", strings.Join(synth.Models(), ", "))
 }
 
+// showModel prints a row of the table of models.
 func showModel(c *cli.Context, m plan.Model) error {
 	w := c.App.Writer
 	row := func(name, format string, args ...any) {
@@ -122,7 +126,6 @@ func showModel(c *cli.Context, m plan.Model) error {
 	row("model", "%s", m.Key)
 	row("hub", "https://huggingface.co/%s", m.HubID)
 	row("in the cache", "%s", cmp.Or(inCache(m.HubID), "no; nativebench models pull "+m.Key))
-	row("parameters", "%s (%d)", m.Size, m.Params)
 	row("architecture", "%s", m.Arch)
 	h := m.Shape
 	row("shape", "%d layers of width %d, %d heads (%d for keys and values), feed-forward %d, vocabulary %d", h.Layers, h.Width, h.Heads, h.KVHeads, h.FFN, h.Vocab)
@@ -153,7 +156,12 @@ func showModel(c *cli.Context, m plan.Model) error {
 		t.AppendRow(table.Row{task.Key, s.Temperature, s.TopP, s.MaxTokens, span(task.InputTokens), span(task.OutputTokens)})
 	}
 	writeTable(c.App.Writer, t)
-	return nil
+	fmt.Fprintln(w)
+	tensors, err := synth.Tensors(m.Key)
+	if err != nil {
+		return err
+	}
+	return showFit(c, tableShape(m, tensors), weightsByType(tensors))
 }
 
 func span(r [2]int) string { return fmt.Sprintf("%d–%d", r[0], r[1]) }

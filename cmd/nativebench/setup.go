@@ -38,14 +38,18 @@ type setup struct {
 	layers    int    // of synthetic weights; 0: the model's
 	width     int    // of synthetic weights; 0: the model's
 	out       string
-	format    string
-	yes       bool
+	twice     bool // --weights and --gguf
+
+	weightsFlag string // by which of these the file was named
+	format      string
+	yes         bool
 
 	resumed      *results.Run      // what is there already; nil for a new run
 	resumedPaths map[string]string // the weights it began with, by model
 	resumedDirs  map[string]string // the same as Hugging Face directories
 	machine      telemetry.Machine
 	gpus         gpuSet
+	graphics     graphics          // their memory
 	models       map[string]*model // by key; of backends that hold weights
 	prompts      promptBook
 	counts       []results.PromptCount // how they were counted, by model
@@ -56,13 +60,16 @@ type setup struct {
 func newSetup(c *cli.Context, known registry, base plan.Plan) *setup {
 	s := &setup{
 		known: known, plan: base,
-		engineDir: c.String("engine-dir"), weights: c.String("weights"), hfDir: absolute(c.String("hf-dir")), dtype: c.String("dtype"),
+		engineDir: c.String("engine-dir"), weights: c.String("weights"), weightsFlag: "--weights", hfDir: absolute(c.String("hf-dir")), dtype: c.String("dtype"),
 		layers: c.Int("layers"), width: c.Int("width"),
 		out: c.String("out"), format: c.String("format"), yes: c.Bool("yes"),
 	}
 	applyPlanFlags(c, &s.plan)
 	if s.weights != synthetic {
 		s.weights = absolute(s.weights)
+	}
+	if c.IsSet("gguf") {
+		s.weights, s.weightsFlag, s.twice = absolute(c.String("gguf")), "--gguf", c.IsSet("weights")
 	}
 	if s.engineDir == "" {
 		s.engineDir = native.DefaultDir()
@@ -83,6 +90,9 @@ func absolute(path string) string {
 
 // check refuses what cannot run, cheapest checks first.
 func (s *setup) check() error {
+	if s.twice {
+		return refuse("--weights and --gguf both name the model's file: give one of them")
+	}
 	if err := s.plan.Validate(s.known.names()...); err != nil {
 		return usageError{err}
 	}
@@ -200,6 +210,7 @@ func (s *setup) prepare(ctx context.Context, show *liveLine) error {
 	if s.gpus = (gpuSet{why: "not available: --gpu-layers 0 leaves the GPU alone"}); s.plan.Engine.GPULayers != 0 {
 		s.gpus = findGPUs()
 	}
+	s.graphics = lookGraphics(s.gpus, s.engineDir)
 	s.resolveThreads()
 	s.models = map[string]*model{}
 	if len(s.holders()) > 0 {
@@ -215,48 +226,6 @@ func (s *setup) prepare(ctx context.Context, show *liveLine) error {
 		}
 	}
 	return s.makePrompts()
-}
-
-// checkMemory compares what the run will hold with what is free. The weights
-// are mapped from one file and shared by all processes; each engine has its own
-// cache and buffers.
-func (s *setup) checkMemory() error {
-	free := s.machine.Memory.AvailableBytes
-	if free <= 0 || s.yes {
-		return nil
-	}
-	for _, key := range s.plan.Models {
-		m := s.models[key]
-		engines, python := int64(len(s.holders())), int64(len(s.wantDirectory()))
-		engines -= python
-		each := m.cacheBytes(s.slots(), s.engine) + m.bufferBytes(s.engine)
-		// These compute in f32 on a CPU and share nothing: a copy of the weights
-		// for each, PyTorch, and a cache of their own.
-		eachPython := 4*m.shape.Params + pythonBytes + max(2*m.cacheBytes(s.slots(), s.engine), 1<<30)
-		need := engines*each + python*eachPython
-		if engines > 0 {
-			need += m.weightBytes()
-		}
-		if need > free {
-			more := ""
-			if python > 0 {
-				more = fmt.Sprintf("; for each of %d servers in Python %s: weights of 4 bytes, the program, its cache", python, gib(eachPython))
-			}
-			return refuse("%s needs about %s of memory (weights %s, and for each of %d engines %s of KV cache and buffers at %d slots of %d tokens%s), but %s is free: lower --concurrency or --ctx, free memory, or give --yes to try",
-				key, gib(need), gib(m.weightBytes()), engines, gib(each), s.slots(), m.context, more, gib(free))
-		}
-	}
-	return nil
-}
-
-// pythonBytes is what a server in Python holds besides the model.
-const pythonBytes = 3 << 29
-
-// wantDirectory are the holders that load a Hugging Face directory.
-func (s *setup) wantDirectory() []backend {
-	return slices.DeleteFunc(s.holders(), func(b backend) bool {
-		return b.server == nil || b.server.Weights != httpbackends.HuggingFace
-	})
 }
 
 // checkServers refuses endpoints and routes that cannot be had.

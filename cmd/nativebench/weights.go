@@ -41,6 +41,19 @@ func (s *setup) checkWeights() error {
 	if s.weights != synthetic && len(s.plan.Models) > 1 {
 		return refuse("--weights %s is one model, but %d are asked for (%s): name one --model", s.weights, len(s.plan.Models), strings.Join(s.plan.Models, ", "))
 	}
+	if s.converts() {
+		if len(s.plan.Models) > 1 {
+			return refuse("--hf-dir %s is one model, but %d are asked for (%s): name one --model", s.hfDir, len(s.plan.Models), strings.Join(s.plan.Models, ", "))
+		}
+		spec, err := conversion(s.hfDir, s.dtype, s.engineDir)
+		if err != nil {
+			return err
+		}
+		if err := spec.Check(); err != nil {
+			return refuse("--hf-dir: %w", err)
+		}
+		return nil
+	}
 	for _, key := range s.plan.Models {
 		if list := s.wantDirectory(); len(list) > 0 && s.pathOf(key) != "" {
 			dir := s.directoryOf(key)
@@ -61,6 +74,10 @@ func (s *setup) checkWeights() error {
 	}
 	return nil
 }
+
+// converts says that the weights are a Hugging Face directory and no file: it
+// is converted.
+func (s *setup) converts() bool { return s.resumed == nil && s.hfDir != "" && s.weights == synthetic }
 
 // pathOf is the file of a model's weights; "" for synthetic ones in the cache.
 func (s *setup) pathOf(key string) string {
@@ -92,29 +109,29 @@ func (s *setup) inspect(key, path string) (*model, error) {
 	st, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, refuse("--weights %s: there is no such file; give a GGUF file, or \"synthetic\"", path)
+		return nil, refuse("%s %s: there is no such file; give a GGUF file, or \"synthetic\"", s.weightsFlag, path)
 	case err != nil:
-		return nil, refuse("--weights: %w", err)
+		return nil, refuse("%s: %w", s.weightsFlag, err)
 	case st.IsDir():
-		return nil, refuse("--weights %s: it is a directory; give a GGUF file, or \"synthetic\"", path)
+		return nil, refuse("%s %s: it is a directory; give a GGUF file, or \"synthetic\"", s.weightsFlag, path)
 	}
 	f, err := gguf.ReadFile(path)
 	if err != nil {
-		return nil, refuse("--weights: %w", err)
+		return nil, refuse("%s: %w", s.weightsFlag, err)
 	}
 	shape, err := f.Summary()
 	if err != nil {
-		return nil, refuse("--weights %s: %w", path, err)
+		return nil, refuse("%s %s: %w", s.weightsFlag, path, err)
 	}
 	if shape.Arch != m.Arch {
-		return nil, refuse("--weights %s: it is a %s model, and %s is %s: name the right --model (%s)", path, shape.Arch, key, m.Arch, modelKeys())
+		return nil, refuse("%s %s: it is a %s model, and %s is %s: name the right --model (%s)", s.weightsFlag, path, shape.Arch, key, m.Arch, modelKeys())
 	}
 	if shape.Tensors == 0 {
-		return nil, refuse("--weights %s: it holds no tensors, only a vocabulary; give a whole model", path)
+		return nil, refuse("%s %s: it holds no tensors, only a vocabulary; give a whole model", s.weightsFlag, path)
 	}
 	need := s.plan.SlotContext(m)
 	if shape.Context > 0 && need > shape.Context {
-		return nil, refuse("--weights %s: it has a context of %d tokens, the plan needs %d for prompt and output: lower --max-tokens or --prompt-tokens", path, shape.Context, need)
+		return nil, refuse("%s %s: it has a context of %d tokens, the plan needs %d for prompt and output: lower --max-tokens or --prompt-tokens", s.weightsFlag, path, shape.Context, need)
 	}
 	return &model{
 		Model: m, shape: shape, context: min(roundUp(need, contextStep), m.Context),
@@ -156,7 +173,18 @@ func roundUp(n, step int) int { return (n + step - 1) / step * step }
 // the cache, where they are written the first time.
 func (s *setup) findModel(ctx context.Context, key string, show *liveLine) (*model, error) {
 	path, want, dir := s.pathOf(key), "", s.directoryOf(key)
-	if path == "" {
+	switch {
+	case s.converts():
+		spec, err := conversion(dir, s.dtype, s.engineDir)
+		if err != nil {
+			return nil, err
+		}
+		made, err := convertShown(ctx, spec, show)
+		if err != nil {
+			return nil, err
+		}
+		path = made.Path
+	case path == "":
 		made, err := writeSynthetic(ctx, s.synthSpec(key), show)
 		if err != nil {
 			return nil, err
@@ -175,6 +203,9 @@ func (s *setup) findModel(ctx context.Context, key string, show *liveLine) (*mod
 	m.file.HFPath = dir
 	if want != "" && m.file.SHA256 != want {
 		return nil, refuse("the synthetic weights in %s are damaged: delete that directory, it will be written again", filepath.Dir(path))
+	}
+	if err := describe(&m.file); err != nil {
+		return nil, err
 	}
 	return m, nil
 }
@@ -222,21 +253,3 @@ func synthProgress(name, dir string, show *liveLine) synth.Progress {
 
 // weightBytes is the size of all tensors.
 func (m *model) weightBytes() int64 { return m.shape.TensorBytes }
-
-// cacheBytes is the KV cache of one engine: keys and values of every layer for
-// every token of every slot.
-func (m *model) cacheBytes(slots int, e plan.Engine) int64 {
-	element := int64(2)
-	if e.CacheType == "f32" {
-		element = 4
-	}
-	return int64(slots) * int64(m.context) * m.shape.KVPerToken * element
-}
-
-// bufferBytes estimates what an engine needs besides weights and cache: the
-// scores of the vocabulary for a physical batch, some activations of it, and
-// the process itself.
-func (m *model) bufferBytes(e plan.Engine) int64 {
-	const process, activations = 64 << 20, 16
-	return process + int64(e.UBatch)*4*(int64(m.shape.Vocab)+activations*int64(m.shape.Width))
-}

@@ -24,6 +24,7 @@ func arrows() map[string][]string {
 		"internal/synth":                   {"internal/gguf", "internal/plan", "internal/bench"},
 		"internal/tokenizer":               {"internal/gguf"},
 		"internal/hub":                     {},
+		"internal/convert":                 {"internal/gguf", "internal/launch"},
 		"internal/hub/hubtest":             {},
 		"internal/bench/benchtest":         {"internal/bench"},
 		"internal/plan":                    {"internal/bench"},

@@ -18,6 +18,7 @@ type Summary struct {
 	Layers  int
 	Width   int // elements of a token's embedding
 	Heads   int // of attention, queries
+	FFN     int // elements of the feed-forward's inner layer, of the widest layer
 	Vocab   int // tokens
 
 	Tensors     int
@@ -80,6 +81,13 @@ func (f *File) Summary() (Summary, error) {
 	s.DType = f.dtype()
 	if err := f.attention(&s); err != nil {
 		return s, err
+	}
+	inner, err := f.perLayer(s.Arch+".feed_forward_length", s.Layers)
+	if err != nil {
+		return s, err
+	}
+	for _, n := range inner {
+		s.FFN = max(s.FFN, n)
 	}
 	return s, nil
 }

@@ -47,10 +47,11 @@ func typeName(v any) string {
 // TensorType is ggml_type: how a tensor's elements are stored.
 type TensorType uint32
 
-// The types that this program writes; the reader knows all of ggml's.
+// The types that this program names; the reader knows all of ggml's.
 const (
 	F32  TensorType = 0
 	F16  TensorType = 1
+	Q8_0 TensorType = 8
 	BF16 TensorType = 30
 )
 

@@ -451,3 +451,59 @@ func TestTail(t *testing.T) {
 		t.Errorf("no file: %q", got)
 	}
 }
+
+// Run waits for the end of a program and tells in one line why it failed.
+func TestRun(t *testing.T) {
+	t.Parallel()
+	log := filepath.Join(t.TempDir(), "log")
+	if err := Run(t.Context(), Command{Name: "echo", Argv: []string{"/bin/sh", "-c", "echo hello"}, LogPath: log}); err != nil {
+		t.Error(err)
+	}
+	err := Run(t.Context(), Command{Name: "it", Argv: []string{"/bin/sh", "-c", "echo why >&2; exit 3"}, LogPath: log})
+	if err == nil || err.Error() != "it failed (exit status 3): hello; why" {
+		t.Errorf("error %v", err)
+	}
+	if err := Run(t.Context(), Command{Name: "it", Argv: []string{"/nowhere/it"}, LogPath: log}); err == nil || !strings.Contains(err.Error(), "cannot start it") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// A program that is given up is gone with all that it has started, a child in
+// a session of its own too.
+func TestRunIsGivenUp(t *testing.T) {
+	t.Parallel()
+	log := filepath.Join(t.TempDir(), "log")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		const script = "sleep 1000 & echo $! >>$0; setsid sleep 1000 & echo $! >>$0; echo $$ >>$0; wait"
+		ended <- Run(ctx, Command{Name: "it", Argv: []string{"/bin/sh", "-c", script, log + ".pids"}, LogPath: log})
+	}()
+	var pids []string
+	for len(pids) < 3 {
+		select {
+		case err := <-ended:
+			t.Fatal(err)
+		case <-time.After(5 * time.Millisecond):
+		}
+		b, err := os.ReadFile(log + ".pids")
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+		pids = strings.Fields(string(b))
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	for _, word := range pids {
+		pid, err := strconv.Atoi(word)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p, ok := readProcess(pid); ok && p.state != 'Z' && p.state != 'X' {
+			t.Errorf("process %d is still there", pid)
+		}
+	}
+}

@@ -131,6 +131,28 @@ type Model struct {
 	Width     int    `json:"width,omitempty"` // elements of a token's embedding
 	// Relative says in what the shape is not the model's, "2 of 32 layers".
 	Relative string `json:"relative,omitempty"`
+
+	Source *Source `json:"source,omitempty"` // of a file that nativebench converted
+}
+
+// Source is the Hugging Face directory that a model's file was made from, and
+// by what.
+type Source struct {
+	Path      string       `json:"path"`
+	HubID     string       `json:"hub_id,omitempty"`   // "" here and below: the directory is not of the hub's cache
+	Revision  string       `json:"revision,omitempty"` // commit
+	Files     []SourceFile `json:"files"`
+	Converter string       `json:"converter_sha256"` // of the converter's sources, and the quantizer's libraries where it was used
+	Python    string       `json:"python"`           // environment that the converter ran in; the name holds the hash of its pins
+	Began     time.Time    `json:"began"`
+	TookNS    int64        `json:"took_ns"`
+}
+
+// SourceFile is one file of a Source.
+type SourceFile struct {
+	Path   string `json:"path"` // relative to the directory
+	Bytes  int64  `json:"bytes"`
+	SHA256 string `json:"sha256"`
 }
 
 // PromptCount is how the prompts of a model were counted when they were chosen

@@ -33,6 +33,20 @@ func architectures() map[string]architecture {
 	}
 }
 
+// Tensors is the tensor table of a model's GGUF file in F16, which matters for
+// how large it is. It reads nothing.
+func Tensors(key string) ([]gguf.Tensor, error) {
+	m, err := modelByKey(key)
+	if err != nil {
+		return nil, err
+	}
+	var list []gguf.Tensor
+	for _, t := range m.arch.tensors(m.Shape, m.Context, nil) {
+		list = append(list, t.ggufTensor(F16))
+	}
+	return list, nil
+}
+
 // Models lists the keys of the models that Write can make.
 func Models() []string {
 	var keys []string

@@ -344,7 +344,7 @@ func TestMetadata(t *testing.T) {
 	got, err := f.Summary()
 	want := gguf.Summary{
 		Arch: "gpt2", Name: "GPT-2 small cut to 2 layers of width 128, synthetic weights", DType: "F16",
-		Context: 1024, Layers: 2, Width: 128, Heads: 2, Vocab: 50257, Tensors: 28, Params: r.Params,
+		Context: 1024, Layers: 2, Width: 128, Heads: 2, FFN: 512, Vocab: 50257, Tensors: 28, Params: r.Params,
 		TensorBytes: got.TensorBytes, KVPerToken: 2 * 2 * 128, Synthetic: true, Seed: 1<<64 - 1,
 	}
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
