@@ -21,6 +21,7 @@ func arrows() map[string][]string {
 		"internal/launch":          {},
 		"internal/synth":           {"internal/gguf"},
 		"internal/bench/benchtest": {"internal/bench"},
+		"internal/verify":          {"internal/stats"},
 		"internal/plan":            {"internal/bench"},
 		"internal/results":         {"internal/bench"},
 		"internal/measure":         {"internal/stats", "internal/bench"},
