@@ -52,8 +52,11 @@ type promptFault struct {
 }
 
 func promptFaults() []promptFault {
+	// ids are those of both, unless the other counted more or fewer than it tells:
+	// then the count is what was computed.
 	ids := func(p answerPair) (a, b []int32, ok bool) {
-		return p.ref.PromptIDs, p.other.PromptIDs, p.ref.PromptIDs != nil && p.other.PromptIDs != nil
+		a, b = p.ref.PromptIDs, p.other.PromptIDs
+		return a, b, a != nil && b != nil && counted(p.other) == len(b)
 	}
 	// more is how many tokens the other has beyond the reference.
 	more := func(p answerPair) int { return p.other.PromptTokens - p.ref.PromptTokens }
@@ -126,12 +129,8 @@ func promptFaults() []promptFault {
 			CauseContext,
 			func(p answerPair) bool {
 				if a, b, ok := ids(p); ok {
-					n := counted(p.other)
-					if n >= len(a) {
+					if len(b) == 0 || len(b) >= len(a) {
 						return false
-					}
-					if len(b) == len(a) && slices.Equal(a, b) { // told whole, computed in part
-						return true
 					}
 					rest := b[1:] // behind a BOS that the cut left
 					return slices.Equal(a[:len(b)], b) || slices.Equal(a[len(a)-len(b):], b) || len(rest) > 0 && b[0] == a[0] && slices.Equal(a[len(a)-len(rest):], rest)
