@@ -131,6 +131,15 @@ nb_status nb_logits(nb_engine *e, int32_t slot, const int32_t *tokens, int32_t n
     });
 }
 
+nb_status nb_stamps_of(nb_engine *e, int32_t begin, nb_stamps *out, char *err, size_t errlen) {
+    return guard(err, errlen, [&] {
+        check_handle(e);
+        check_handle(out);
+        *out = nb_stamps{};
+        e->loop.model().stamps(begin != 0, out);
+    });
+}
+
 nb_status nb_vocab_open(const char *path, nb_vocab **out, char *err, size_t errlen) {
     return guard(err, errlen, [&] {
         check_handle(path);
@@ -162,8 +171,8 @@ nb_status nb_vocab_piece(nb_vocab *v, int32_t id, char *buf, int32_t cap, int32_
 }
 
 // Laid down once more in native/library.go: both sides see a change of a struct.
-static_assert(sizeof(nb_params) == 56 && sizeof(nb_info) == 544 && sizeof(nb_memory) == 88 && sizeof(nb_request) == 48 &&
-                  sizeof(nb_token) == 16 && sizeof(nb_result) == 104 && sizeof(nb_progress) == 8,
+static_assert(sizeof(nb_params) == 64 && sizeof(nb_info) == 736 && sizeof(nb_memory) == 88 && sizeof(nb_request) == 48 &&
+                  sizeof(nb_token) == 16 && sizeof(nb_result) == 104 && sizeof(nb_progress) == 8 && sizeof(nb_stamps) == 48,
               "nb.h changed: raise NB_ABI, then correct these sizes here and in native/library.go");
 
 } // namespace
@@ -176,7 +185,7 @@ const nb_api *nb_get_api(uint32_t abi) {
         nb::engine_name(),
         NB_BUILD,
         {sizeof(nb_params), sizeof(nb_info), sizeof(nb_memory), sizeof(nb_request), sizeof(nb_token), sizeof(nb_result),
-         sizeof(nb_progress), 0},
+         sizeof(nb_progress), sizeof(nb_stamps)},
         nb_open,
         nb_close,
         nb_info_of,
@@ -186,6 +195,7 @@ const nb_api *nb_get_api(uint32_t abi) {
         nb_wait,
         nb_cancel,
         nb_logits,
+        nb_stamps_of,
         nb_vocab_open,
         nb_vocab_close,
         nb_vocab_tokenize,

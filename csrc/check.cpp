@@ -2,6 +2,10 @@
 // to be run under sanitizers, and as the leak check.
 //
 //   nb-check LIBRARY MODEL [OPENS [REQUESTS]]
+//   nb-check --gpu ENGINE_DIR
+//
+// The second form checks the choice of tokens on the first CUDA device against
+// the sampler's definition; it exits 77 where there is none.
 //
 // Opens and closes MODEL OPENS times, then answers REQUESTS requests on four
 // slots with sampling, cancels and refusals among them, and checks that the
@@ -22,6 +26,7 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
+#include "gpu.h"
 #include "nb.h"
 #include "sampler.h"
 
@@ -308,9 +313,82 @@ void check_requests(nb_engine *e, int requests) {
     std::printf("%d requests: resident memory %+ld KiB over the second half\n", requests, grown);
 }
 
+// ---- the kernel: against the definition, token for token
+
+int check_gpu(const std::string &dir) {
+    std::mt19937                    rng(11);
+    std::normal_distribution<float> normal;
+    long                            draws = 0, near = 0;
+    for (int round = 0; round < 120; round++) {
+        const int32_t sizes[] = {1, 31, 1000, 32000, 50257, 51200, 128256};
+        const int32_t n = sizes[round % 7], rows = 1 + static_cast<int32_t>(rng() % 64);
+        std::string   why;
+        const auto    gpu = nb::Gpu::open(dir, 0, n, {n / 2, n - 1}, rows, &why);
+        if (!gpu) {
+            std::printf("nb-check: no choice of tokens on a GPU: %s\n", why.c_str());
+            return round == 0 ? 77 : 1;
+        }
+        const float        spread[] = {0, 0.1f, 1, 4, 30}, temps[] = {0, 0.1f, 0.7f, 1, 2},
+                           tops[] = {1e-6f, 0.5f, 0.9f, 0.95f, 0.9999f, 1};
+        const float        sp     = spread[rng() % 5];
+        std::vector<float> logits(static_cast<size_t>(n) * rows);
+        for (float &x : logits) x = std::round(normal(rng) * sp * 64) / 64; // rounded: ties happen
+        if (round % 9 == 0) logits[rng() % logits.size()] = -INFINITY;
+        if (round % 11 == 0) logits[rng() % logits.size()] = NAN;
+        std::vector<NbDraw> want;
+        for (int32_t r = 0; r < rows; r++) {
+            want.push_back({std::uniform_real_distribution<double>()(rng), temps[rng() % 5], tops[rng() % 6], r,
+                            n > 2 ? static_cast<unsigned>(rng() % 2) : 0});
+        }
+        const std::vector<int32_t> got = gpu->choose_from(logits, want);
+        CHECK(gpu->choose_from(logits, want) == got, "the same draws chose other tokens");
+        for (int32_t r = 0; r < rows; r++) {
+            const NbDraw      &d = want[r];
+            std::vector<float> row(logits.begin() + static_cast<long>(r) * n, logits.begin() + static_cast<long>(r + 1) * n);
+            if (d.flags) row[n / 2] = row[n - 1] = -INFINITY;
+            const int32_t best = nb::argmax(row.data(), n);
+            draws++;
+            if (d.temperature == 0) {
+                CHECK(got[r] == best, "greedy chose %d, not %d", got[r], best);
+                continue;
+            }
+            std::vector<int32_t> order(n);
+            std::iota(order.begin(), order.end(), 0);
+            for (float &x : row) x = std::isnan(x) ? -INFINITY : x;
+            std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return row[a] > row[b]; });
+            std::vector<double> p(n);
+            double              total = 0, mass = 0;
+            for (int32_t i = 0; i < n; i++) total += p[i] = std::exp((static_cast<double>(row[i]) - row[best]) / d.temperature);
+            std::vector<char> in(n, 0);
+            int32_t           keep = 0;
+            while (keep < n && mass < static_cast<double>(d.top_p) * total) mass += p[order[keep]], in[order[keep++]] = 1;
+            // The token at which the running mass passes u, in the order of ids, by
+            // the definition; and how near u lies to that token's borders.
+            double run = 0, slack = 4e-6 * mass;
+            bool   fits = false;
+            for (int32_t i = 0; i < n && !fits; i++) {
+                if (!in[i]) continue;
+                const double r0 = run;
+                run += p[i];
+                if (i == got[r]) fits = d.u * mass >= r0 - slack && d.u * mass < run + slack;
+                if (i > got[r]) break;
+            }
+            if (!fits && !in[got[r]]) { // a cut moved by rounding
+                fits = p[got[r]] >= p[order[std::max(keep - 1, 0)]] * 0.999;
+                near++;
+            }
+            CHECK(fits, "n=%d, t=%g, top_p=%g, u=%.9g: token %d of p=%g", n, static_cast<double>(d.temperature),
+                  static_cast<double>(d.top_p), d.u, got[r], p[got[r]] / total);
+        }
+    }
+    std::printf("nb-check: ok: %ld choices on the GPU agree with the definition (%ld at a cut moved by rounding)\n", draws, near);
+    return 0;
+}
+
 } // namespace
 
 int main(int argc, char **argv) {
+    if (argc == 3 && std::string(argv[1]) == "--gpu") return check_gpu(argv[2]);
     std::setvbuf(stdout, nullptr, _IOLBF, 0);
     if (argc < 3) {
         std::printf("usage: nb-check LIBRARY MODEL [OPENS [REQUESTS]]\n");

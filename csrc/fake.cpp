@@ -86,7 +86,7 @@ class FakeModel : public Model {
         rows->push_back(row);
     }
 
-    void decode(const std::vector<Entry> &batch) override {
+    bool decode(const std::vector<Entry> &batch, bool, std::vector<Draw> *) override {
         steps_++;
         if (steps_ == number("error_at")) throw Error(NB_INTERNAL, "fake engine: told to fail at step " + std::to_string(steps_));
         if (steps_ == number("abort_at")) std::abort();
@@ -105,6 +105,7 @@ class FakeModel : public Model {
             if (!number("flat")) row[static_cast<unsigned char>(kAnswer[made_[batch[i].slot] % (sizeof kAnswer - 1)])] = 3;
             made_[batch[i].slot]++;
         }
+        return false;
     }
     float *logits(int32_t i) override { return &logits_[static_cast<size_t>(i) * kVocab]; }
     void   clear(int32_t slot) override { made_[slot] = 0; }

@@ -111,6 +111,8 @@ Loop::Loop(std::unique_ptr<Model> model, int32_t prefill_chunk)
         slots_.push_back(std::move(s));
     }
     active_.reserve(slots_.size());
+    lined_.reserve(slots_.size());
+    draws_.reserve(slots_.size());
     queued_.reserve(slots_.size());
     wanted_.reserve(slots_.size());
     batch_.reserve(chunk_ + slots_.size());
@@ -307,25 +309,20 @@ bool Loop::admit() {
 void Loop::step(bool prefill) {
     batch_.clear();
     wanted_.clear();
+    draws_.clear();
     int32_t room = prefill ? chunk_ : INT32_MAX;
     for (Slot *s : active_) { // oldest first: a prompt is finished before the next begins
         s->in_batch = 0;
         if (s->decoding() == prefill || room == 0) continue;
-        if (!prefill) {
-            s->in_batch = 1;
-            wanted_.push_back({s, static_cast<int32_t>(batch_.size()), 1});
-            batch_.push_back({s->next, s->n_past, s->id, true});
-            continue;
-        }
-        const int32_t left = static_cast<int32_t>(s->prompt.size()) - s->n_past;
-        s->in_batch        = std::min(left, room);
+        s->in_batch = prefill ? std::min(static_cast<int32_t>(s->prompt.size()) - s->n_past, room) : 1;
         room -= s->in_batch;
-        // Wanted are the last rows of the prompt, those of them that lie in this batch.
-        const int32_t skip = std::max(left - (s->rows ? s->rows_left : 1), 0);
-        if (skip < s->in_batch) wanted_.push_back({s, static_cast<int32_t>(batch_.size()) + skip, s->in_batch - skip});
-        for (int32_t i = 0; i < s->in_batch; i++) {
-            batch_.push_back({s->prompt[s->n_past + i], s->n_past + i, s->id, i >= skip});
-        }
+    }
+    // In the order of slots: llama.cpp computes neighbouring sequences in one
+    // pass over the weights, and any others in passes of their own.
+    lined_.assign(active_.begin(), active_.end());
+    std::sort(lined_.begin(), lined_.end(), [](const Slot *a, const Slot *b) { return a->id < b->id; });
+    for (Slot *s : lined_) {
+        if (s->in_batch > 0) fill(*s, prefill);
     }
     if (batch_.empty()) return;
 
@@ -334,8 +331,9 @@ void Loop::step(bool prefill) {
         if (s->n_past == 0 && s->in_batch > 0) s->result.queue += begin - s->since; // from submit to the first batch
     }
     std::string failure;
+    bool        chosen = false; // the model has chosen the tokens itself
     try {
-        model_->decode(batch_);
+        chosen = model_->decode(batch_, prefill, &draws_);
     } catch (const std::exception &e) {
         failure = e.what();
         if (failure.empty()) failure = "decoding failed";
@@ -343,6 +341,7 @@ void Loop::step(bool prefill) {
         failure = "decoding failed with an unknown exception";
     }
     const int64_t end = now_ns();
+    model_->stamped(end);
 
     for (Slot *s : active_) {
         const bool waits_for_first = s->n_past == 0 && s->in_batch == 0;
@@ -364,9 +363,9 @@ void Loop::step(bool prefill) {
         active_.resize(kept);
         return;
     }
-    for (auto [s, entry, rows] : wanted_) {
+    for (auto [s, entry, rows, draw] : wanted_) {
         try {
-            s->rows ? copy_logits(*s, entry, rows) : emit(*s, entry);
+            s->rows ? copy_logits(*s, entry, rows) : emit(*s, entry, chosen && draw >= 0 ? &draws_[draw] : nullptr, end);
         } catch (const std::exception &e) {
             s->why = e.what();
             active_.erase(std::find(active_.begin(), active_.end(), s));
@@ -375,32 +374,61 @@ void Loop::step(bool prefill) {
     }
 }
 
-// emit chooses the slot's next token from the logits of a batch entry, stamps
-// it and makes it visible.
-void Loop::emit(Slot &s, int32_t entry) {
-    const int64_t t0     = now_ns();
-    float        *logits = model_->logits(entry);
-    const bool    raw    = s.req.flags & NB_REQ_RAW;
-    const bool    go_on  = s.req.flags & NB_REQ_IGNORE_EOS;
-    const auto    n      = s.published.load(std::memory_order_relaxed);
-    int32_t       id;
-    if (raw) {
+// fill puts what a slot has in the step into the batch.
+void Loop::fill(Slot &s, bool prefill) {
+    const auto at = static_cast<int32_t>(batch_.size());
+    if (!prefill) {
+        Wanted w{&s, at, 1, -1};
+        if (!(s.req.flags & NB_REQ_RAW)) {
+            w.draw = static_cast<int32_t>(draws_.size());
+            draws_.push_back({at, s.req.temperature, s.req.top_p,
+                              uniform(s.req.seed, s.published.load(std::memory_order_relaxed)),
+                              (s.req.flags & NB_REQ_IGNORE_EOS) != 0, 0});
+        }
+        wanted_.push_back(w);
+        batch_.push_back({s.next, s.n_past, s.id, true});
+        return;
+    }
+    // Wanted are the last rows of the prompt, those of them that lie in this batch.
+    const int32_t left = static_cast<int32_t>(s.prompt.size()) - s.n_past;
+    const int32_t skip = std::max(left - (s.rows ? s.rows_left : 1), 0);
+    if (skip < s.in_batch) wanted_.push_back({&s, at + skip, s.in_batch - skip, -1});
+    for (int32_t i = 0; i < s.in_batch; i++) {
+        batch_.push_back({s.prompt[s.n_past + i], s.n_past + i, s.id, i >= skip});
+    }
+}
+
+// emit chooses the slot's next token from the logits of a batch entry, unless
+// the model has, stamps it and makes it visible. at: when the batch was done.
+void Loop::emit(Slot &s, int32_t entry, const Draw *chosen, int64_t at) {
+    const bool raw   = s.req.flags & NB_REQ_RAW;
+    const bool go_on = s.req.flags & NB_REQ_IGNORE_EOS;
+    const auto n     = s.published.load(std::memory_order_relaxed);
+    int64_t    t1    = at;
+    int32_t    id;
+    if (chosen) {
+        id = chosen->id;
+    } else if (raw) {
         id = static_cast<int32_t>((static_cast<int64_t>(s.next) * 31 + 7) % model_->vocab().n_vocab());
+        t1 = now_ns();
     } else {
+        const int64_t t0     = now_ns();
+        float        *logits = model_->logits(entry);
         if (go_on) { // as llama-server does: an end token cannot be drawn at all
             for (int32_t e : model_->vocab().end_tokens()) logits[e] = -INFINITY;
         }
         id = s.req.temperature == 0 ? argmax(logits, model_->vocab().n_vocab())
                                     : sampler_.sample(logits, s.req.temperature, s.req.top_p, uniform(s.req.seed, n));
+        t1 = now_ns();
+        s.result.sampling += t1 - t0;
     }
-    const int64_t t1 = now_ns();
-    s.result.sampling += t1 - t0;
     s.next = id;
 
-    const auto &ends = model_->vocab().end_tokens();
-    const bool  stop = !raw && !go_on && std::find(ends.begin(), ends.end(), id) != ends.end();
+    const auto   &ends = model_->vocab().end_tokens();
+    const bool    stop = !raw && !go_on && std::find(ends.begin(), ends.end(), id) != ends.end();
+    const int64_t t2   = now_ns();
     append(s, id, t1, !stop);
-    s.result.detokenize += now_ns() - t1;
+    s.result.detokenize += now_ns() - t2;
 
     const int32_t made = static_cast<int32_t>(n) + 1;
     const int32_t how  = stop ? NB_FINISH_STOP : made >= s.req.max_tokens ? NB_FINISH_LENGTH : NB_RUNNING;

@@ -35,6 +35,16 @@ struct Entry {
     bool    logits; // wanted after this token
 };
 
+// A token to be chosen from the logits of a batch entry, as Sampler::sample.
+struct Draw {
+    int32_t entry;
+    float   temperature; // 0: the largest logit
+    float   top_p;
+    double  u;
+    bool    no_end; // tokens that end a generation cannot be drawn
+    int32_t id;     // the choice
+};
+
 // Vocab turns text into token ids and back. Any thread may call it.
 class Vocab {
   public:
@@ -60,12 +70,20 @@ class Model {
     virtual int32_t      n_slots() const                            = 0;
     virtual int32_t      n_ctx_slot() const                         = 0;
 
-    // decode computes a batch and returns when its results are on the host.
+    // decode computes a batch, its entries in the order of slots, and returns when
+    // its results are on the host. prompt: it is of prompts; else it has one token
+    // of each slot and draws, and a model that can chooses these tokens itself,
+    // where it computes, and returns true. False: the caller chooses, from logits.
     // Throws Error; the batch's slots are then cleared by the caller.
-    virtual void decode(const std::vector<Entry> &batch) = 0;
-    // logits of batch entry i of the last decode: one float per token of the
-    // vocabulary, which the caller may overwrite.
+    virtual bool decode(const std::vector<Entry> &batch, bool prompt, std::vector<Draw> *draws) = 0;
+    // logits of batch entry i of the last decode that returned false: one float
+    // per token of the vocabulary, which the caller may overwrite.
     virtual float *logits(int32_t i) = 0;
+    // stamped tells when the host had the tokens of the last decode.
+    virtual void stamped(int64_t) {}
+    // stamps begins (true) or ends a calibration of those stamps against the
+    // device's clock; throws Error where there is none.
+    virtual void stamps(bool, nb_stamps *) { throw Error(NB_NOT_FOUND, "no device with a clock of its own computes here"); }
     // clear forgets the slot's tokens.
     virtual void clear(int32_t slot) = 0;
 };
@@ -89,13 +107,14 @@ class Loop {
     void cancel(int32_t slot);
     void logits(int32_t slot, const int32_t *tokens, int32_t n, int32_t last, float *out, int64_t cap);
 
-    const Model &model() const { return *model_; }
+    Model &model() const { return *model_; }
 
   private:
     struct Slot;
     struct Wanted { // logits of a batch, from entry on
         Slot   *slot;
         int32_t entry, rows;
+        int32_t draw; // its place among draws_; -1: none
     };
 
     Slot &at(int32_t slot);
@@ -105,7 +124,8 @@ class Loop {
     void  run();
     bool  admit();
     void  step(bool prefill);
-    void  emit(Slot &s, int32_t entry);
+    void  fill(Slot &s, bool prefill);
+    void  emit(Slot &s, int32_t entry, const Draw *chosen, int64_t at);
     void  copy_logits(Slot &s, int32_t entry, int32_t rows);
     void  append(Slot &s, int32_t id, int64_t t, bool visible);
     void  finish(Slot &s, int32_t how);
@@ -115,6 +135,8 @@ class Loop {
     Sampler                            sampler_;
     std::vector<std::unique_ptr<Slot>> slots_;
     std::vector<Slot *>                active_; // of the loop's thread; oldest first
+    std::vector<Slot *>                lined_;  // the same, by slot
+    std::vector<Draw>                  draws_;  // of the batch
     std::vector<Entry>                 batch_;
     std::vector<Wanted>                wanted_; // at most one a slot
 

@@ -8,6 +8,12 @@
 
 #include <dlfcn.h>
 
+// Of llama.cpp's and ggml's insides, for choosing tokens on the device: where the
+// logits of the last graph lie, and on which stream they are computed.
+#include "ggml-backend-impl.h"
+#include "llama-context.h"
+
+#include "gpu.h"
 #include "llama-ext.h"
 #include "llama.h"
 #include "loop.h"
@@ -72,18 +78,24 @@ Error failure(nb_status otherwise, const std::string &what) {
 
 // ---- once per process: log and backend plugins
 
-// start loads the backend plugins (CPU, CUDA, …) that lie in dir, or beside
-// this library. A CUDA plugin whose driver is missing is simply not there.
+// plugin_dir is where the plugins lie: in dir, or beside this library.
+std::string plugin_dir(const char *dir) {
+    std::string where = dir ? dir : "";
+    Dl_info     self;
+    if (where.empty() && dladdr(reinterpret_cast<const void *>(&nb_get_api), &self) && self.dli_fname) {
+        where = self.dli_fname;
+        where.erase(std::min(where.find_last_of('/'), where.size()));
+    }
+    return where;
+}
+
+// start loads the backend plugins (CPU, CUDA, …). A CUDA plugin whose driver is
+// missing is simply not there.
 void start(const char *dir) {
     static std::once_flag once;
     std::call_once(once, [dir] {
         llama_log_set([](ggml_log_level level, const char *text, void *) { llama_log().add(level, text); }, nullptr);
-        std::string where = dir ? dir : "";
-        Dl_info     self;
-        if (where.empty() && dladdr(reinterpret_cast<const void *>(&nb_get_api), &self) && self.dli_fname) {
-            where = self.dli_fname;
-            where.erase(std::min(where.find_last_of('/'), where.size()));
-        }
+        const std::string where = plugin_dir(dir);
         ggml_backend_load_all_from_path(where.empty() ? nullptr : where.c_str());
         llama_backend_init();
     });
@@ -210,6 +222,52 @@ class Threads {
     ggml_threadpool_t               decode_ = nullptr, batch_ = nullptr;
 };
 
+// ---- logits that stay on the device
+
+// Keep stands for a sampler of llama.cpp's in every sequence, which makes it leave
+// the logits where they are instead of copying them to the host after each
+// step; `copy` asks for the copy all the same, in graphs built while it is set.
+class Keep {
+  public:
+    bool         copy   = false;
+    ggml_tensor *logits = nullptr; // of the graph built last, which is the one computed last
+
+    explicit Keep(int32_t n_slots) {
+        for (int32_t i = 0; i < n_slots; i++) {
+            llama_sampler *chain = llama_sampler_chain_init(llama_sampler_chain_default_params());
+            llama_sampler_chain_add(chain, llama_sampler_init(interface(), this));
+            chains_.push_back({i, chain});
+        }
+    }
+    ~Keep() {
+        for (auto &c : chains_) llama_sampler_free(c.sampler);
+    }
+    Keep(const Keep &)            = delete;
+    Keep &operator=(const Keep &) = delete;
+
+    std::vector<llama_sampler_seq_config> &chains() { return chains_; }
+
+  private:
+    static llama_sampler_i *interface() {
+        static llama_sampler_i i{};
+        i.name          = [](const llama_sampler *) { return "keep"; };
+        i.apply         = [](llama_sampler *, llama_token_data_array *) {};
+        i.backend_init  = [](llama_sampler *, ggml_backend_buffer_type_t, uint32_t) { return true; };
+        i.backend_apply = [](llama_sampler *s, ggml_context *ctx, ggml_cgraph *, llama_sampler_data *data) {
+            // llama.cpp offers a row of a padded copy; the rows of the original are one view away.
+            ggml_tensor *padded = data->logits->view_src, *all = padded ? padded->src[0] : nullptr;
+            const size_t at = data->logits->view_offs, row = ggml_nbytes(data->logits);
+            const bool   there = all && at + row <= ggml_nbytes(all);
+            Keep        *k     = static_cast<Keep *>(s->ctx);
+            if (all) k->logits = all;
+            data->logits = k->copy && there ? ggml_view_1d(ctx, all, all->ne[0], at) : nullptr;
+        };
+        return &i;
+    }
+
+    std::vector<llama_sampler_seq_config> chains_;
+};
+
 // ---- model and context
 
 class LlamaModel : public Model {
@@ -232,6 +290,13 @@ class LlamaModel : public Model {
         cp.type_k = cp.type_v = p.kv_type == NB_KV_F32 ? GGML_TYPE_F32 : GGML_TYPE_F16;
         cp.kv_unified         = false; // a KV stream per slot: attention reads its own tokens only
         cp.no_perf            = true;
+        params_               = p;
+        open_gpu();
+        if (gpu_) {
+            keep_         = std::make_unique<Keep>(p.n_slots);
+            cp.samplers   = keep_->chains().data();
+            cp.n_samplers = keep_->chains().size();
+        }
         llama_log().take();
         ctx_.reset(llama_init_from_model(model_.get(), cp));
         if (!ctx_) {
@@ -239,12 +304,13 @@ class LlamaModel : public Model {
                           "no context of " + std::to_string(p.n_slots) + " slots of " + std::to_string(n_ctx_slot_) + " tokens");
         }
         threads_ = std::make_unique<Threads>(ctx_.get(), p.n_threads, p.n_threads_batch);
-        params_  = p;
         batch_   = llama_batch_init(p.n_batch, 0, 1);
     }
     ~LlamaModel() override {
         llama_detach_threadpool(ctx_.get());
         llama_batch_free(batch_);
+        ggml_backend_event_free(ready_);
+        ggml_backend_event_free(taken_);
     }
 
     const Vocab &vocab() const override { return vocab_; }
@@ -280,6 +346,7 @@ class LlamaModel : public Model {
             devices = std::string("CPU: ") + ggml_backend_dev_description(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
         }
         put(out->device, devices);
+        put(out->sampling, gpu_ ? "on the device" : "on the host: " + why_host_);
     }
 
     void memory(std::vector<nb_memory> *rows) const override {
@@ -298,39 +365,188 @@ class LlamaModel : public Model {
         }
     }
 
-    void decode(const std::vector<Entry> &batch) override {
+    bool decode(const std::vector<Entry> &batch, bool prompt, std::vector<Draw> *draws) override {
         if (batch.size() > static_cast<size_t>(params_.n_batch)) throw Error(NB_INTERNAL, "the batch is larger than n_batch");
-        batch_.n_tokens = static_cast<int32_t>(batch.size());
-        for (int32_t i = 0; i < batch_.n_tokens; i++) {
-            batch_.token[i]     = batch[i].token;
-            batch_.pos[i]       = batch[i].pos;
-            batch_.n_seq_id[i]  = 1;
-            batch_.seq_id[i][0] = batch[i].slot;
-            batch_.logits[i]    = batch[i].logits;
+        if (gpu_ && !prompt) {
+            decode_and_choose(batch, draws);
+            return true;
         }
-        const int32_t rc = llama_decode(ctx_.get(), batch_);
-        if (rc != 0)
-            throw failure(NB_INTERNAL,
-                          "llama_decode of " + std::to_string(batch_.n_tokens) + " tokens returned " + std::to_string(rc));
+        if (keep_) keep_->copy = true;
+        compute(batch, 0, batch.size());
         llama_synchronize(ctx_.get());
+        if (keep_) fetch(batch);
+        return false;
     }
 
     float *logits(int32_t i) override {
-        float *row = llama_get_logits_ith(ctx_.get(), i);
+        if (const auto it = fetched_.find(i); it != fetched_.end()) return it->second.data();
+        float *row = keep_ ? llama_get_sampled_logits_ith(ctx_.get(), i) : llama_get_logits_ith(ctx_.get(), i);
         if (!row) throw Error(NB_INTERNAL, "llama.cpp has no logits for entry " + std::to_string(i) + " of the batch");
         return row;
+    }
+
+    void stamped(int64_t t_ns) override {
+        if (stamping_ && marked_) late_.push_back(gpu_->since(t_ns));
+        marked_ = false;
+    }
+    void stamps(bool begin, nb_stamps *out) override {
+        if (!gpu_) throw Error(NB_NOT_FOUND, "tokens are chosen " + std::string("on the host: ") + why_host_);
+        if (begin) {
+            late_.clear();
+            gpu_->align();
+            stamping_ = true;
+            return;
+        }
+        stamping_ = false;
+        if (late_.empty()) throw Error(NB_INVALID, "no step was made while stamps were calibrated");
+        std::sort(late_.begin(), late_.end());
+        out->p50         = late_[late_.size() / 2];
+        out->p99         = late_[late_.size() * 99 / 100];
+        out->max         = late_.back();
+        out->uncertainty = gpu_->uncertainty();
+        out->copy_rate   = gpu_->copy_rate();
+        out->steps       = static_cast<int32_t>(late_.size());
     }
     void clear(int32_t slot) override { llama_memory_seq_rm(llama_get_memory(ctx_.get()), slot, -1, -1); }
 
   private:
-    // Order matters: the context goes before its threads and its model.
-    ModelPtr                 model_;
-    LlamaVocab               vocab_;
-    std::unique_ptr<Threads> threads_;
-    ContextPtr               ctx_;
-    nb_params                params_{};
-    int32_t                  n_ctx_slot_ = 0;
-    llama_batch              batch_{};
+    // open_gpu makes tokens be chosen on the device that computes the logits, or
+    // says why not. It must be known before the context is made.
+    void open_gpu() {
+        if (params_.sampling == NB_SAMPLE_HOST) {
+            why_host_ = "as asked";
+            return;
+        }
+        const int32_t      n    = llama_model_n_devices(model_.get());
+        ggml_backend_dev_t dev  = n > 0 ? llama_model_get_device(model_.get(), 0) : nullptr;
+        const std::string  name = dev ? ggml_backend_dev_name(dev) : "";
+        if (!dev || params_.n_gpu_layers == 0) {
+            why_host_ = "that is where the model runs";
+        } else if (n > 1) {
+            why_host_ = "the model runs on " + std::to_string(n) + " devices";
+        } else if (params_.n_gpu_layers > 0 && params_.n_gpu_layers <= llama_model_n_layer(model_.get())) {
+            why_host_ = "the last layers run there";
+        } else if (name.rfind("CUDA", 0) != 0) {
+            why_host_ = "there are no kernels of ours for " + name;
+        } else {
+            gpu_ = Gpu::open(plugin_dir(params_.plugin_dir), std::atoi(name.c_str() + 4), vocab_.n_vocab(), vocab_.end_tokens(),
+                             params_.n_slots, &why_host_);
+            if (gpu_) {
+                ready_ = ggml_backend_event_new(dev);
+                taken_ = ggml_backend_event_new(dev);
+            }
+        }
+        if (!gpu_ && params_.sampling == NB_SAMPLE_DEVICE) {
+            throw Error(NB_INVALID, "tokens cannot be chosen on the device: " + why_host_);
+        }
+    }
+
+    // compute starts the computation of batch[from, to).
+    void compute(const std::vector<Entry> &batch, size_t from, size_t to) {
+        fetched_.clear();
+        batch_.n_tokens = static_cast<int32_t>(to - from);
+        for (int32_t i = 0; i < batch_.n_tokens; i++) {
+            const Entry &e      = batch[from + static_cast<size_t>(i)];
+            batch_.token[i]     = e.token;
+            batch_.pos[i]       = e.pos;
+            batch_.n_seq_id[i]  = 1;
+            batch_.seq_id[i][0] = e.slot;
+            batch_.logits[i]    = e.logits;
+        }
+        const int32_t rc = llama_decode(ctx_.get(), batch_);
+        if (rc != 0) {
+            throw failure(NB_INTERNAL,
+                          "llama_decode of " + std::to_string(batch_.n_tokens) + " tokens returned " + std::to_string(rc));
+        }
+    }
+
+    // The backend whose stream computes the logits.
+    ggml_backend_t stream() { return ggml_backend_sched_get_tensor_backend(ctx_->get_sched(), keep_->logits); }
+
+    // decode_and_choose steps every slot of the batch by a token. Runs of
+    // neighbouring slots are computed one after another, as llama.cpp would split
+    // the batch itself: each leaves its logits in the same place, so the next
+    // one waits on the device until the choice has been made.
+    void decode_and_choose(const std::vector<Entry> &batch, std::vector<Draw> *draws) {
+        keep_->copy   = false;
+        size_t chosen = 0;
+        for (size_t from = 0, to; from < batch.size(); from = to) {
+            for (to = from + 1; to < batch.size() && to - from < llama_n_ubatch(ctx_.get()); to++) {
+                if (batch[to].slot != batch[to - 1].slot + 1) break;
+            }
+            compute(batch, from, to);
+            rows_.clear();
+            const size_t first = chosen;
+            for (; chosen < draws->size() && static_cast<size_t>((*draws)[chosen].entry) < to; chosen++) {
+                const Draw &d = (*draws)[chosen];
+                rows_.push_back(
+                    {d.u, d.temperature, d.top_p, d.entry - static_cast<int>(from), d.no_end ? 1u * NB_DRAW_NO_END : 0u});
+            }
+            if (rows_.empty()) continue;
+            ggml_backend_event_record(ready_, stream());
+            gpu_->choose(ready_->context, static_cast<const float *>(keep_->logits->data), rows_, static_cast<int>(first),
+                         taken_->context);
+            if (to < batch.size()) ggml_backend_event_wait(stream(), taken_);
+        }
+        if (draws->empty()) {
+            llama_synchronize(ctx_.get());
+            return;
+        }
+        marked_ = stamping_;
+        if (stamping_) gpu_->mark();
+        const int32_t *ids = gpu_->finish();
+        for (size_t i = 0; i < draws->size(); i++) (*draws)[i].id = ids[i];
+        if (static_cast<size_t>((*draws).back().entry) + 1 < batch.size()) llama_synchronize(ctx_.get());
+    }
+
+    // fetch makes sure that the logits of a prompt's batch are on the host. A graph
+    // of one token, built for decoding, can have been used again, without the copy:
+    // such a token is computed once more, alone, and its logits are fetched.
+    void fetch(const std::vector<Entry> &batch) {
+        const size_t         n = static_cast<size_t>(vocab_.n_vocab());
+        std::vector<int32_t> missing;
+        for (size_t i = 0; i < batch.size(); i++) {
+            const auto at = static_cast<int32_t>(i);
+            if (batch[i].logits && llama_get_sampled_logits_count_ith(ctx_.get(), at) == 0) missing.push_back(at);
+        }
+        if (missing.empty()) return;
+        std::map<int32_t, std::vector<float>> rows;
+        for (size_t i = 0; i < batch.size(); i++) {
+            const auto at = static_cast<int32_t>(i);
+            if (!batch[i].logits || llama_get_sampled_logits_count_ith(ctx_.get(), at) == 0) continue;
+            const float *row = llama_get_sampled_logits_ith(ctx_.get(), at);
+            rows[at].assign(row, row + n);
+        }
+        for (int32_t at : missing) {
+            const Entry &e = batch[at];
+            if (static_cast<size_t>(at) + 1 < batch.size() && batch[at + 1].slot == e.slot) {
+                throw Error(NB_INTERNAL, "the logits of token " + std::to_string(e.pos) + " stayed on the device: ask again");
+            }
+            llama_memory_seq_rm(llama_get_memory(ctx_.get()), e.slot, e.pos, -1);
+            compute({e}, 0, 1);
+            llama_synchronize(ctx_.get());
+            rows[at].resize(n);
+            ggml_backend_tensor_get(keep_->logits, rows[at].data(), 0, n * sizeof(float));
+        }
+        fetched_ = std::move(rows);
+    }
+
+    // Order matters: the context goes before its threads, its model and its samplers.
+    ModelPtr                              model_;
+    LlamaVocab                            vocab_;
+    std::unique_ptr<Threads>              threads_;
+    std::unique_ptr<Keep>                 keep_; // with gpu_
+    std::unique_ptr<Gpu>                  gpu_;  // NULL: tokens are chosen on the host, and why_host_ says why
+    ContextPtr                            ctx_;
+    std::string                           why_host_;
+    nb_params                             params_{};
+    int32_t                               n_ctx_slot_ = 0;
+    llama_batch                           batch_{};
+    ggml_backend_event_t                  ready_ = nullptr, taken_ = nullptr;
+    std::vector<NbDraw>                   rows_;
+    std::map<int32_t, std::vector<float>> fetched_; // by entry of the last batch
+    bool                                  stamping_ = false, marked_ = false;
+    std::vector<int64_t>                  late_; // ns, of the steps since stamping began
 };
 
 } // namespace

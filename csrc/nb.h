@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define NB_ABI 2
+#define NB_ABI 3
 
 typedef int32_t nb_status;
 enum {
@@ -50,6 +50,7 @@ typedef struct {
 
 enum { NB_FA_AUTO = -1, NB_FA_OFF = 0, NB_FA_ON = 1 };
 enum { NB_KV_F16 = 0, NB_KV_F32 = 1 };
+enum { NB_SAMPLE_AUTO = 0, NB_SAMPLE_HOST = 1, NB_SAMPLE_DEVICE = 2 };
 
 typedef struct {
     const char *model_path;
@@ -64,6 +65,8 @@ typedef struct {
     int32_t     n_gpu_layers;    // -1: all
     int32_t     flash_attn;      // NB_FA_*
     int32_t     kv_type;         // NB_KV_*
+    int32_t     sampling;        // NB_SAMPLE_*: where tokens are chosen; AUTO: on the device, if it can
+    int32_t     reserved;        // 0
 } nb_params;
 
 typedef struct {
@@ -77,14 +80,25 @@ typedef struct {
     int32_t n_ubatch;
     int32_t n_threads;
     int32_t n_threads_batch;
-    int32_t flash_attn;  // NB_FA_*, as asked
-    int32_t add_bos;     // tokenizing a prompt adds one BOS
-    int64_t load_ns;     // time of open
-    char    desc[128];   // "gpt2 0.1B F16"
-    char    ftype[64];   // "F16"
-    char    arch[32];    // "gpt2"
-    char    device[256]; // devices that compute, comma separated
+    int32_t flash_attn;    // NB_FA_*, as asked
+    int32_t add_bos;       // tokenizing a prompt adds one BOS
+    int64_t load_ns;       // time of open
+    char    desc[128];     // "gpt2 0.1B F16"
+    char    ftype[64];     // "F16"
+    char    arch[32];      // "gpt2"
+    char    device[256];   // devices that compute, comma separated
+    char    sampling[192]; // where tokens are chosen: "on the device"; "on the host", and why
 } nb_info;
+
+// A calibration of a device.
+typedef struct {
+    // How far host stamps of tokens lie behind the device's end of the step, ns.
+    int64_t p50, p99, max;
+    int64_t uncertainty; // of each: half the interval to which the two clocks were aligned
+    int64_t copy_rate;   // bytes a second, read and written, of a copy within its memory; 0: no room for one
+    int32_t steps;
+    int32_t reserved;
+} nb_stamps;
 
 typedef struct {
     char    device[64]; // CPU, CUDA0, …
@@ -143,7 +157,7 @@ typedef struct {
     const char *source_hash; // of csrc/ and the llama.cpp pin
     const char *engine;      // "llama.cpp v0.5.0"
     const char *build;       // compiler, flags
-    uint32_t    sizes[8];    // sizeof nb_params, nb_info, nb_memory, nb_request, nb_token, nb_result, nb_progress; 0
+    uint32_t    sizes[8];    // sizeof nb_params, nb_info, nb_memory, nb_request, nb_token, nb_result, nb_progress, nb_stamps
 
     // open loads the model, makes the context and starts the loop. May take
     // minutes; progress may be NULL.
@@ -172,6 +186,11 @@ typedef struct {
     // for the end; the slot is empty again after it. Room in out: cap floats.
     nb_status (*logits)(nb_engine *e, int32_t slot, const int32_t *tokens, int32_t n, int32_t last, float *out, int64_t cap,
                         char *err, size_t errlen);
+
+    // stamps begins (begin = 1) or ends (0) a calibration of the tokens' stamps; at
+    // its end out tells of the steps in between. No request may be under way at
+    // either. NB_NOT_FOUND: the device has no clock that could be read.
+    nb_status (*stamps)(nb_engine *e, int32_t begin, nb_stamps *out, char *err, size_t errlen);
 
     nb_status (*vocab_open)(const char *gguf_path, nb_vocab **out, char *err, size_t errlen);
     void (*vocab_close)(nb_vocab *v);

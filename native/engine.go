@@ -111,6 +111,11 @@ func (cfg Config) params() (*C.nb_params, func(), error) {
 	if !ok {
 		return nil, nil, fmt.Errorf("native: flash attention %q is not one of auto, on, off", cfg.FlashAttn)
 	}
+	where := map[string]C.int32_t{"": C.NB_SAMPLE_AUTO, "auto": C.NB_SAMPLE_AUTO, "host": C.NB_SAMPLE_HOST, "device": C.NB_SAMPLE_DEVICE}
+	sampling, ok := where[cfg.Sampling]
+	if !ok {
+		return nil, nil, fmt.Errorf("native: sampling on the %q is not one of auto, host, device", cfg.Sampling)
+	}
 	cache, ok := kv[cfg.CacheType]
 	if !ok {
 		return nil, nil, fmt.Errorf("native: KV cache type %q is not one of f16, f32", cfg.CacheType)
@@ -134,6 +139,7 @@ func (cfg Config) params() (*C.nb_params, func(), error) {
 	p.n_gpu_layers = C.int32_t(cfg.GPULayers)
 	p.flash_attn = fa
 	p.kv_type = cache
+	p.sampling = sampling
 	return p, func() {
 		C.free(unsafe.Pointer(p.model_path))
 		C.free(unsafe.Pointer(p.plugin_dir))
@@ -168,6 +174,7 @@ func (e *Engine) describe(cfg Config) error {
 		Slots:     int(in.n_slots),
 		Memory:    e.Memory(),
 		Notes: []string{
+			"native: tokens are chosen " + C.GoString(&in.sampling[0]),
 			"native: token stamps are taken in C when the token's id is on the host; a seeded run repeats exactly when requests run alone; beside other slots batches have other shapes and sums may round differently",
 		},
 	}

@@ -21,13 +21,14 @@ import (
 // The sizes are laid down here too: a change of nb.h that only one side saw is
 // a compile error here, or a refusal when the library is opened.
 var (
-	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_params{})-56]
-	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_info{})-544]
+	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_params{})-64]
+	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_info{})-736]
 	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_memory{})-88]
 	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_request{})-48]
 	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_token{})-16]
 	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_result{})-104]
 	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_progress{})-8]
+	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_stamps{})-48]
 )
 
 // Build describes an engine library.
@@ -60,7 +61,7 @@ func load(dir string) (library, error) {
 	if api == nil {
 		return library{}, fmt.Errorf("native: cannot open %s: %s", path, msg)
 	}
-	want := [7]C.uint32_t{56, 544, 88, 48, 16, 104, 8}
+	want := [8]C.uint32_t{64, 736, 88, 48, 16, 104, 8, 48}
 	for i, size := range want {
 		if api.sizes[i] != size {
 			return library{}, fmt.Errorf("native: %s was built from another nb.h (structure %d has %d bytes, not %d): run `make engine`", path, i, api.sizes[i], size)

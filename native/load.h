@@ -36,6 +36,9 @@ static inline nb_status api_logits(const nb_api *a, nb_engine *e, int32_t slot, 
                                    int32_t last, float *out, int64_t cap, char *err, size_t n) {
     return a->logits(e, slot, tokens, count, last, out, cap, err, n);
 }
+static inline nb_status api_stamps(const nb_api *a, nb_engine *e, int32_t begin, nb_stamps *out, char *err, size_t n) {
+    return a->stamps(e, begin, out, err, n);
+}
 static inline nb_status api_vocab_open(const nb_api *a, const char *path, nb_vocab **out, char *err, size_t n) {
     return a->vocab_open(path, out, err, n);
 }

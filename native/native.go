@@ -41,6 +41,7 @@ type Config struct {
 	GPULayers    int    // -1: all; 0: none
 	FlashAttn    string // auto, on, off; auto
 	CacheType    string // f16, f32; f16
+	Sampling     string // where tokens are chosen: auto (on the device, if it can), host, device; auto
 }
 
 // DefaultDir is where the engine library is looked for: $NATIVEBENCH_ENGINE_DIR,
@@ -58,4 +59,16 @@ func DefaultDir() string {
 		exe = real
 	}
 	return filepath.Join(filepath.Dir(exe), "engine")
+}
+
+// ErrNoDevice says that Calibrate has nothing to hold the stamps against.
+var ErrNoDevice = errors.New("native: the model computes on the host, whose clock stamps its tokens")
+
+// Calibration tells how far the stamps of tokens lie behind the end of the
+// device's step that made them, and how fast the device's memory is.
+type Calibration struct {
+	Steps                     int
+	LateP50, LateP99, LateMax int64 // ns from the device's end of a step to the host's stamp
+	Uncertainty               int64 // ns, of each of them
+	CopyRate                  int64 // bytes a second, read and written, of a copy within the device's memory; 0: not measured
 }

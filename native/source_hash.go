@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "e5d099b595062ca87a873ddda12d0c29bc45b0d5d7c72ef4d6586d45f0ab47db"
+const SourceHash = "0e209a466cfd1fdb6e37de437375e46bc80eedf374abc8aeace603af38a21dfa"

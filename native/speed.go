@@ -28,7 +28,12 @@ type Work struct {
 // Timing is what Speed stamped, in nanoseconds.
 type Timing struct {
 	Prompt int64 // submit of the first slot to the first token of the last
-	Decode int64 // first token of the last slot to the last token of the last: OutputTokens-1 steps
+
+	// The time in which all slots were decoding, from the first token of the slot
+	// that began last to the last token of the one that ended first, and how many
+	// tokens all slots made in it.
+	Decode       int64
+	DecodeTokens int
 }
 
 // Speed runs w once through the slots and the loop, as requests do. No
@@ -62,7 +67,8 @@ func (e *Engine) Speed(w Work) (Timing, error) {
 			return Timing{}, err
 		}
 	}
-	begin, first, last := int64(math.MaxInt64), int64(0), int64(0)
+	begin, first, last := int64(math.MaxInt64), int64(0), int64(math.MaxInt64)
+	var stamps []int64
 	for slot := range w.Slots {
 		if err := msg.err(C.api_wait(e.lib.api, e.handle, C.int32_t(slot), math.MaxInt32, -1, res, msg.buf, errLen)); err != nil {
 			return Timing{}, err
@@ -70,7 +76,16 @@ func (e *Engine) Speed(w Work) (Timing, error) {
 		tokens := unsafe.Slice(res.tokens, res.n_tokens)
 		begin = min(begin, int64(res.t_submit))
 		first = max(first, int64(tokens[0].t_ns))
-		last = max(last, int64(tokens[len(tokens)-1].t_ns))
+		last = min(last, int64(tokens[len(tokens)-1].t_ns))
+		for _, t := range tokens {
+			stamps = append(stamps, int64(t.t_ns))
+		}
 	}
-	return Timing{Prompt: first - begin, Decode: last - first}, nil
+	t := Timing{Prompt: first - begin, Decode: max(last-first, 0)}
+	for _, at := range stamps {
+		if first < at && at <= last {
+			t.DecodeTokens++
+		}
+	}
+	return t, nil
 }

@@ -8,6 +8,8 @@
 #
 #   NATIVEBENCH_CACHE       the cache; default $XDG_CACHE_HOME/nativebench or ~/.cache/nativebench
 #   NATIVEBENCH_LLAMA_SRC   a llama.cpp source folder or git bundle to use instead of fetching one
+#   NATIVEBENCH_CUDA        1: with the CUDA plugin, 0: without; default: with it if nvcc is there
+#   NATIVEBENCH_CUDA_ARCHS  compute capabilities, as "80;90"; default: those of this machine's GPUs, or 80;86;89;90
 #   NATIVEBENCH_CPU         native (default: this machine's instruction set) or all (every variant, picked at run time)
 #
 # Needs: a C++17 compiler, cmake, make or ninja, git; and for the source either
@@ -52,14 +54,30 @@ cpu_flags() {
     done
 }
 
+# The CUDA plugin: which compiler, and for which cards.
+nvcc='' archs=''
+if [ "${NATIVEBENCH_CUDA:-}" != 0 ]; then
+    nvcc=$(command -v nvcc || command -v /usr/local/cuda/bin/nvcc || true)
+    if [ -z "$nvcc" ] && [ "${NATIVEBENCH_CUDA:-}" = 1 ]; then
+        die "NATIVEBENCH_CUDA=1, but there is no nvcc: install the CUDA toolkit (11.8 or later), or leave the CUDA plugin out"
+    fi
+fi
+if [ -n "$nvcc" ]; then
+    archs=${NATIVEBENCH_CUDA_ARCHS:-$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -u | paste -sd ';' || true)}
+    archs=${archs:-80;86;89;90}
+fi
+
 mapfile -t cpu < <(cpu_flags)
 flags=(-DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON -DCMAKE_BUILD_RPATH_USE_ORIGIN=ON -DGGML_BACKEND_DL=ON -DGGML_NATIVE=OFF "${cpu[@]}"
     -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_SERVER=ON
     -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_IS_DEV=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF "-DLLAMA_BUILD_COMMIT=${LLAMA_COMMIT:0:9}")
+if [ -n "$nvcc" ]; then
+    flags+=(-DGGML_CUDA=ON "-DCMAKE_CUDA_COMPILER=$nvcc" "-DCMAKE_CUDA_ARCHITECTURES=$archs")
+fi
 targets=(llama ggml llama-server llama-bench llama-batched-bench llama-quantize)
 cxx=${CXX:-c++}
 command -v "$cxx" >/dev/null || die "no C++ compiler ($cxx): install one, on Debian or Ubuntu: apt-get install g++ cmake git"
-compiler=$("$cxx" --version | head -n 1)
+compiler=$("$cxx" --version | head -n 1)${nvcc:+, nvcc $("$nvcc" --version | sed -n 's/.*, V//p')}
 
 key=$(printf '%s\n' "$LLAMA_TREE" "$compiler" "${flags[@]}" "${targets[@]}" | sha256sum | cut -c1-12)
 hash=$(scripts/source-hash.sh)
@@ -135,7 +153,7 @@ fi
 
 if [ ! -e "$llama/complete" ]; then
     work=$cache/build-$key
-    log "building llama.cpp $LLAMA_TAG (once; about 4 minutes on 2 cores), log: $work.log"
+    log "building llama.cpp $LLAMA_TAG (once; about 4 minutes on 2 cores${nvcc:+, 30 with CUDA}), log: $work.log"
     if ! { cmake -S "$src" -B "$work" "${generator[@]}" "${flags[@]}" &&
         cmake --build "$work" --parallel "$(nproc)" --target "${targets[@]}"; } >"$work.log" 2>&1; then
         tail -n 20 "$work.log" >&2
@@ -155,7 +173,7 @@ rm -rf "$engine" "$engine.part"
 mkdir -p "$engine.part"
 ln -s "$llama"/* "$engine.part/"
 rm "$engine.part/complete"
-build="$compiler; $(printf '%s ' "${cpu[@]}" | tr ' ' '\n' | sed -n 's/-DGGML_\(.*\)=ON/\1/p' | tr '\n' ' ')"
+build="$compiler${archs:+ for $archs}; $(printf '%s ' "${cpu[@]}" | tr ' ' '\n' | sed -n 's/-DGGML_\(.*\)=ON/\1/p' | tr '\n' ' ')"
 opts=(-std=c++17 -fPIC -shared -fvisibility=hidden -Wall -Wextra -O3 "-DNB_SOURCE_HASH=\"$hash\"" "-DNB_BUILD=\"${build% }\"")
 case $sanitize in
     address) opts+=(-O1 -g -fsanitize=address -fsanitize=undefined -fno-sanitize-recover=undefined -DNB_NO_CLONES) ;;
@@ -163,12 +181,18 @@ case $sanitize in
 esac
 ours=(csrc/api.cpp csrc/loop.cpp csrc/sampler.cpp)
 # shellcheck disable=SC2016 # $ORIGIN is for the dynamic loader
-"$cxx" "${opts[@]}" "-DNB_ENGINE=\"llama.cpp $LLAMA_TAG\"" -I"$src/include" -I"$src/ggml/include" -I"$src/src" \
-    csrc/nb.cpp "${ours[@]}" -L"$llama" -lllama -lggml -lggml-base -pthread '-Wl,-rpath,$ORIGIN' -o "$engine.part/libnb.so"
+"$cxx" "${opts[@]}" "-DNB_ENGINE=\"llama.cpp $LLAMA_TAG\"" -I"$src/include" -I"$src/ggml/include" -I"$src/ggml/src" -I"$src/src" \
+    csrc/nb.cpp csrc/gpu.cpp "${ours[@]}" -L"$llama" -lllama -lggml -lggml-base -pthread '-Wl,-rpath,$ORIGIN' -o "$engine.part/libnb.so"
+if [ -n "$nvcc" ]; then # kernels for each card, and code that newer ones translate
+    cards=("-gencode=arch=compute_${archs%%;*},code=compute_${archs%%;*}")
+    IFS=';' read -ra list <<<"$archs"
+    for arch in "${list[@]}"; do cards+=("-gencode=arch=compute_$arch,code=sm_$arch"); done
+    "$nvcc" -std=c++17 -O3 -fatbin "${cards[@]}" csrc/gpu_sampler.cu -o "$engine.part/nb-gpu.fatbin"
+fi
 mkdir "$engine.part/fake"
 "$cxx" "${opts[@]}" csrc/fake.cpp "${ours[@]}" -pthread -o "$engine.part/fake/libnb.so"
 "$cxx" -std=c++17 -Wall -Wextra -O2 -g ${sanitize:+-fsanitize=$([ "$sanitize" = address ] && echo address,undefined || echo thread)} \
-    csrc/check.cpp csrc/sampler.cpp -ldl -pthread -o "$engine.part/nb-check"
+    csrc/check.cpp csrc/gpu.cpp csrc/loop.cpp csrc/sampler.cpp -ldl -pthread -o "$engine.part/nb-check"
 touch "$engine.part/complete"
 mv "$engine.part" "$engine"
 echo "$engine"

@@ -29,6 +29,6 @@ out=$("${GO:-go}" run "$gofumpt" -l .) && [ -z "$out" ] || fail "gofumpt: $out"
 CGO_ENABLED=0 "${GO:-go}" vet ./... || fail "go vet without cgo"
 "${GO:-go}" run "$staticcheck" ./... || fail staticcheck
 "${GO:-go}" mod tidy -diff || fail "go mod tidy"
-"$(pinned "$clangformat")/clang-format" --dry-run --Werror csrc/*.h csrc/*.cpp native/*.h native/*.c || fail clang-format
+"$(pinned "$clangformat")/clang-format" --dry-run --Werror csrc/*.h csrc/*.cpp csrc/*.cu native/*.h native/*.c || fail clang-format
 "$(pinned "$shellcheck")/shellcheck" -x scripts/*.sh .ci/run || fail shellcheck
 exit $status

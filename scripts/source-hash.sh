@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-hash=$(LC_ALL=C sha256sum csrc/*.h csrc/*.cpp scripts/llama-pin.sh scripts/build-engine.sh | sha256sum | cut -d' ' -f1)
+hash=$(LC_ALL=C sha256sum csrc/*.h csrc/*.cpp csrc/*.cu scripts/llama-pin.sh scripts/build-engine.sh | sha256sum | cut -d' ' -f1)
 if [ "${1:-}" != --write ]; then
     echo "$hash"
     exit

@@ -1,0 +1,302 @@
+#include "gpu.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <stdexcept>
+
+#include <dlfcn.h>
+
+#include "loop.h"
+
+namespace nb {
+namespace {
+
+// ---- the driver's library: of cuda.h only what is used here, so that no CUDA
+// header is needed to build (CUDA Driver API, 12 and later; the ABI is stable).
+
+using Result                       = int; // CUresult; 0: success
+using Handle                       = void *;
+using Address                      = unsigned long long; // CUdeviceptr
+constexpr int      kMaxSharedOptin = 97;                 // CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+constexpr int      kDynamicShared  = 8;                  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+constexpr unsigned kNonBlocking = 1, kPortableMapped = 3, kDefaultEvent = 0;
+
+struct Driver {
+    Result (*init)(unsigned);
+    Result (*deviceGet)(int *, int);
+    Result (*attribute)(int *, int, int);
+    Result (*retain)(Handle *, int);
+    Result (*release)(int);
+    Result (*setCurrent)(Handle);
+    Result (*loadData)(Handle *, const void *);
+    Result (*unload)(Handle);
+    Result (*function)(Handle *, Handle, const char *);
+    Result (*setAttribute)(Handle, int, int);
+    Result (*launch)(Handle, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Handle, void **, void **);
+    Result (*streamCreate)(Handle *, unsigned);
+    Result (*streamDestroy)(Handle);
+    Result (*streamSync)(Handle);
+    Result (*streamWait)(Handle, Handle, unsigned);
+    Result (*eventCreate)(Handle *, unsigned);
+    Result (*eventDestroy)(Handle);
+    Result (*eventRecord)(Handle, Handle);
+    Result (*eventSync)(Handle);
+    Result (*eventElapsed)(float *, Handle, Handle);
+    Result (*hostAlloc)(void **, size_t, unsigned);
+    Result (*hostFree)(void *);
+    Result (*hostAddress)(Address *, void *, unsigned);
+    Result (*memAlloc)(Address *, size_t);
+    Result (*memFree)(Address);
+    Result (*memCopy)(Address, Address, size_t, Handle);
+    Result (*errorName)(Result, const char **);
+};
+
+// driver returns the library's functions; NULL and why if it is not there. It
+// stays open for the life of the process.
+const Driver *driver(std::string *why) {
+    static std::string   problem;
+    static const Driver *all = []() -> const Driver * {
+        void *lib = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+        if (!lib) {
+            problem = "there is no NVIDIA driver library (libcuda.so.1)";
+            return nullptr;
+        }
+        static Driver d;
+        const struct {
+            void      **to;
+            const char *name;
+        } want[] = {
+            {reinterpret_cast<void **>(&d.init), "cuInit"},
+            {reinterpret_cast<void **>(&d.deviceGet), "cuDeviceGet"},
+            {reinterpret_cast<void **>(&d.attribute), "cuDeviceGetAttribute"},
+            {reinterpret_cast<void **>(&d.retain), "cuDevicePrimaryCtxRetain"},
+            {reinterpret_cast<void **>(&d.release), "cuDevicePrimaryCtxRelease_v2"},
+            {reinterpret_cast<void **>(&d.setCurrent), "cuCtxSetCurrent"},
+            {reinterpret_cast<void **>(&d.loadData), "cuModuleLoadData"},
+            {reinterpret_cast<void **>(&d.unload), "cuModuleUnload"},
+            {reinterpret_cast<void **>(&d.function), "cuModuleGetFunction"},
+            {reinterpret_cast<void **>(&d.setAttribute), "cuFuncSetAttribute"},
+            {reinterpret_cast<void **>(&d.launch), "cuLaunchKernel"},
+            {reinterpret_cast<void **>(&d.streamCreate), "cuStreamCreate"},
+            {reinterpret_cast<void **>(&d.streamDestroy), "cuStreamDestroy_v2"},
+            {reinterpret_cast<void **>(&d.streamSync), "cuStreamSynchronize"},
+            {reinterpret_cast<void **>(&d.streamWait), "cuStreamWaitEvent"},
+            {reinterpret_cast<void **>(&d.eventCreate), "cuEventCreate"},
+            {reinterpret_cast<void **>(&d.eventDestroy), "cuEventDestroy_v2"},
+            {reinterpret_cast<void **>(&d.eventRecord), "cuEventRecord"},
+            {reinterpret_cast<void **>(&d.eventSync), "cuEventSynchronize"},
+            {reinterpret_cast<void **>(&d.eventElapsed), "cuEventElapsedTime"},
+            {reinterpret_cast<void **>(&d.hostAlloc), "cuMemHostAlloc"},
+            {reinterpret_cast<void **>(&d.hostFree), "cuMemFreeHost"},
+            {reinterpret_cast<void **>(&d.hostAddress), "cuMemHostGetDevicePointer_v2"},
+            {reinterpret_cast<void **>(&d.memAlloc), "cuMemAlloc_v2"},
+            {reinterpret_cast<void **>(&d.memFree), "cuMemFree_v2"},
+            {reinterpret_cast<void **>(&d.memCopy), "cuMemcpyDtoDAsync_v2"},
+            {reinterpret_cast<void **>(&d.errorName), "cuGetErrorName"},
+        };
+        for (const auto &w : want) {
+            *w.to = dlsym(lib, w.name);
+            if (!*w.to) {
+                problem = std::string("the NVIDIA driver library has no ") + w.name;
+                return nullptr;
+            }
+        }
+        return &d;
+    }();
+    if (!all) *why = problem;
+    return all;
+}
+
+class CudaGpu : public Gpu {
+  public:
+    CudaGpu(const Driver &d, const std::string &kernels, int ordinal, int n_vocab, const std::vector<int32_t> &ends, int rows)
+        : d_(d), n_vocab_(n_vocab), n_ends_(static_cast<int>(ends.size())), rows_(rows) {
+        check(d_.init(0), "cuInit");
+        check(d_.deviceGet(&device_, ordinal), "cuDeviceGet");
+        check(d_.retain(&context_, device_), "cuDevicePrimaryCtxRetain");
+        try {
+            prepare(kernels, ends);
+        } catch (...) {
+            close();
+            throw;
+        }
+    }
+    ~CudaGpu() override { close(); }
+
+    void choose(void *ready, const float *logits, const std::vector<NbDraw> &draws, int first, void *taken) override {
+        enter();
+        if (first < 0 || first + static_cast<int>(draws.size()) > rows_) throw Error(NB_INTERNAL, "more draws than rows");
+        std::memcpy(draws_ + first, draws.data(), draws.size() * sizeof(NbDraw));
+        if (ready) check(d_.streamWait(stream_, ready, 0), "cuStreamWaitEvent");
+        Address draws_at = draws_device_ + static_cast<size_t>(first) * sizeof(NbDraw), ends_at = ends_device_;
+        Address ids_at = ids_device_ + static_cast<size_t>(first) * sizeof(int32_t);
+        int     cached = cache_bytes_ > 0;
+        void   *args[] = {&logits, &n_vocab_, &draws_at, &ends_at, &n_ends_, &cached, &ids_at};
+        check(d_.launch(kernel_, static_cast<unsigned>(draws.size()), 1, 1, NB_GPU_THREADS, 1, 1,
+                        static_cast<unsigned>(cache_bytes_), stream_, args, nullptr),
+              "cuLaunchKernel");
+        if (taken) check(d_.eventRecord(taken, stream_), "cuEventRecord");
+    }
+    const int32_t *finish() override {
+        enter();
+        check(d_.streamSync(stream_), "cuStreamSynchronize");
+        return ids_;
+    }
+
+    std::vector<int32_t> choose_from(const std::vector<float> &logits, std::vector<NbDraw> draws) override {
+        enter();
+        Address      at   = 0;
+        float *const copy = host<float>(logits.size(), &at);
+        std::copy(logits.begin(), logits.end(), copy);
+        choose(nullptr, reinterpret_cast<const float *>(at), draws, 0, nullptr);
+        const int32_t       *ids = finish();
+        std::vector<int32_t> out(ids, ids + draws.size());
+        host_.pop_back();
+        d_.hostFree(copy);
+        return out;
+    }
+
+    // The start event is reached between two host stamps; of many tries the one
+    // with the narrowest interval is kept.
+    void align() override {
+        enter();
+        int64_t best = INT64_MAX;
+        Handle  tried;
+        check(d_.eventCreate(&tried, kDefaultEvent), "cuEventCreate");
+        for (int i = 0; i < 200; i++) {
+            check(d_.streamSync(stream_), "cuStreamSynchronize");
+            const int64_t t0 = now_ns();
+            check(d_.eventRecord(tried, stream_), "cuEventRecord");
+            check(d_.eventSync(tried), "cuEventSynchronize");
+            const int64_t t1 = now_ns();
+            if (t1 - t0 < best) {
+                best         = t1 - t0;
+                zero_        = t0 + best / 2;
+                uncertainty_ = best / 2;
+                std::swap(tried, begin_);
+            }
+        }
+        d_.eventDestroy(tried);
+    }
+    void mark() override {
+        enter();
+        check(d_.eventRecord(end_, stream_), "cuEventRecord");
+    }
+    int64_t since(int64_t t_ns) override {
+        enter();
+        float ms = 0;
+        check(d_.eventSync(end_), "cuEventSynchronize");
+        check(d_.eventElapsed(&ms, begin_, end_), "cuEventElapsedTime");
+        return t_ns - (zero_ + static_cast<int64_t>(static_cast<double>(ms) * 1e6));
+    }
+    int64_t uncertainty() const override { return uncertainty_; }
+
+    int64_t copy_rate() override {
+        enter();
+        constexpr size_t kBytes = size_t{1} << 30; // far beyond any cache
+        Address          from = 0, to = 0;
+        float            best = 0; // ms, of several
+        if (d_.memAlloc(&from, kBytes) == 0 && d_.memAlloc(&to, kBytes) == 0) {
+            Handle a, b;
+            check(d_.eventCreate(&a, kDefaultEvent), "cuEventCreate");
+            check(d_.eventCreate(&b, kDefaultEvent), "cuEventCreate");
+            for (int i = 0; i < 12; i++) {
+                float ms = 0;
+                check(d_.eventRecord(a, stream_), "cuEventRecord");
+                check(d_.memCopy(to, from, kBytes, stream_), "cuMemcpyDtoDAsync");
+                check(d_.eventRecord(b, stream_), "cuEventRecord");
+                check(d_.eventSync(b), "cuEventSynchronize");
+                check(d_.eventElapsed(&ms, a, b), "cuEventElapsedTime");
+                if (i >= 2 && (best == 0 || ms < best)) best = ms;
+            }
+            d_.eventDestroy(a);
+            d_.eventDestroy(b);
+        }
+        if (from) d_.memFree(from);
+        if (to) d_.memFree(to);
+        return best > 0 ? static_cast<int64_t>(2.0 * kBytes / (static_cast<double>(best) * 1e-3)) : 0;
+    }
+
+  private:
+    void check(Result r, const char *what) const {
+        if (r == 0) return;
+        const char *name = nullptr;
+        if (d_.errorName(r, &name) != 0 || !name) name = "an unknown error";
+        throw Error(NB_INTERNAL, std::string("CUDA: ") + what + " failed: " + name);
+    }
+    // A context is current per thread; the loop's thread may be new.
+    void enter() const { check(d_.setCurrent(context_), "cuCtxSetCurrent"); }
+
+    template <class T> T *host(size_t n, Address *device) {
+        void *p = nullptr;
+        check(d_.hostAlloc(&p, n * sizeof(T), kPortableMapped), "cuMemHostAlloc");
+        host_.push_back(p);
+        check(d_.hostAddress(device, p, 0), "cuMemHostGetDevicePointer");
+        return static_cast<T *>(p);
+    }
+
+    void prepare(const std::string &kernels, const std::vector<int32_t> &ends) {
+        enter();
+        check(d_.loadData(&module_, kernels.data()), "cuModuleLoadData");
+        check(d_.function(&kernel_, module_, "nb_sample"), "cuModuleGetFunction");
+        int most = 0;
+        check(d_.attribute(&most, kMaxSharedOptin, device_), "cuDeviceGetAttribute");
+        const size_t row = static_cast<size_t>(n_vocab_) * sizeof(float), fixed = 12 << 10; // of the kernel itself
+        if (row + fixed <= static_cast<size_t>(most) && d_.setAttribute(kernel_, kDynamicShared, static_cast<int>(row)) == 0) {
+            cache_bytes_ = row;
+        }
+        check(d_.streamCreate(&stream_, kNonBlocking), "cuStreamCreate");
+        check(d_.eventCreate(&begin_, kDefaultEvent), "cuEventCreate");
+        check(d_.eventCreate(&end_, kDefaultEvent), "cuEventCreate");
+        draws_        = host<NbDraw>(static_cast<size_t>(rows_), &draws_device_);
+        ids_          = host<int32_t>(static_cast<size_t>(rows_), &ids_device_);
+        int32_t *list = host<int32_t>(ends.size() + 1, &ends_device_);
+        std::copy(ends.begin(), ends.end(), list);
+    }
+    void close() {
+        if (d_.setCurrent(context_) == 0) {
+            if (stream_) d_.streamSync(stream_);
+            for (void *p : host_) d_.hostFree(p);
+            if (begin_) d_.eventDestroy(begin_);
+            if (end_) d_.eventDestroy(end_);
+            if (stream_) d_.streamDestroy(stream_);
+            if (module_) d_.unload(module_);
+        }
+        d_.release(device_);
+    }
+
+    const Driver &d_;
+    int           device_      = 0, n_vocab_, n_ends_, rows_;
+    size_t        cache_bytes_ = 0;
+    Handle        context_ = nullptr, module_ = nullptr, kernel_ = nullptr, stream_ = nullptr, begin_ = nullptr, end_ = nullptr;
+    std::vector<void *> host_;
+    NbDraw             *draws_        = nullptr;
+    int32_t            *ids_          = nullptr;
+    Address             draws_device_ = 0, ids_device_ = 0, ends_device_ = 0;
+    int64_t             zero_ = 0, uncertainty_ = 0; // ns; host time of begin_
+};
+
+} // namespace
+
+std::unique_ptr<Gpu> Gpu::open(const std::string &dir, int ordinal, int n_vocab, const std::vector<int32_t> &ends, int rows,
+                               std::string *why) {
+    const std::string path = dir + "/" + kGpuKernels;
+    std::ifstream     file(path, std::ios::binary);
+    const std::string kernels((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+    if (!file || kernels.empty()) {
+        *why = "there is no " + path;
+        return nullptr;
+    }
+    const Driver *d = driver(why);
+    if (!d) return nullptr;
+    try {
+        return std::make_unique<CudaGpu>(*d, kernels, ordinal, n_vocab, ends, rows);
+    } catch (const std::exception &e) {
+        *why = e.what();
+        return nullptr;
+    }
+}
+
+} // namespace nb
