@@ -258,12 +258,17 @@ func (k asker) ask(ctx context.Context, b backend, s *seat, q questions) (answer
 	return a, nil
 }
 
-// lastLine is the last line of a text that is not empty, without the name that
-// this program puts before its errors.
+// lastLine is what a process said last: the first line of a crash, else the last
+// line, without the name that this program puts before its errors.
 func lastLine(text string) string {
 	lines := strings.FieldsFunc(text, func(r rune) bool { return r == '\n' })
 	if len(lines) == 0 {
 		return "it said nothing"
+	}
+	for _, line := range lines {
+		if strings.HasPrefix(line, "panic: ") || strings.HasPrefix(line, "fatal error: ") || strings.HasPrefix(line, "SIG") {
+			return line
+		}
 	}
 	return strings.TrimPrefix(lines[len(lines)-1], "nativebench: ")
 }

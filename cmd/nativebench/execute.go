@@ -25,6 +25,7 @@ type execution struct {
 	manifest *results.Manifest
 	attempt  map[string]int // the next one, by cell
 	seats    *seats
+	vetting  *vetting // nil: not to be done
 	command  []string // argv of the process of a cell
 	env      []string // its environment; nil: this process's
 	failed   int      // cells that failed, or whose requests did
@@ -37,7 +38,11 @@ func (x *execution) run(todo []int) (err error) {
 	x.seats = newSeats(x.place)
 	x.seats.alone = hasGPU() && x.engine.GPULayers != 0
 	x.left = len(todo)
+	if err := x.newVetting(); err != nil {
+		return err
+	}
 	defer func() {
+		x.vetting.close()
 		x.show.clear()
 		if stopErr := x.seats.close(); stopErr != nil {
 			x.show.note("warning: " + stopErr.Error())
@@ -51,6 +56,12 @@ func (x *execution) run(todo []int) (err error) {
 			return nil
 		}
 		x.show.start(at)
+		if err := x.vetModel(x.cells[i].Model); err != nil {
+			return err
+		}
+		if x.stop.stopped() {
+			return nil
+		}
 		if err := x.cell(x.cells[i]); err != nil {
 			return err
 		}
@@ -127,6 +138,9 @@ func (x *execution) cell(c plan.Cell) error {
 	}
 	if died != "" {
 		ev.Warnings = append(ev.Warnings, "before this cell, "+died+"; it was started again")
+	}
+	if err := x.vet(b, seat, c.Model); err != nil {
+		return err
 	}
 	return x.measure(c, job, seat, started, ev.Warnings)
 }

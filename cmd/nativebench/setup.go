@@ -319,6 +319,9 @@ func (s *setup) notes() []string {
 	for _, name := range slices.Sorted(maps.Keys(s.plan.Endpoints)) {
 		notes = append(notes, fmt.Sprintf("%s runs at %s and was not started here: that it serves %s with these weights, and with its caches off, was not checked", name, s.plan.Endpoints[name], strings.Join(s.plan.Models, ", ")))
 	}
+	if s.plan.NoVerify && len(s.plan.Backends) > 1 {
+		notes = append(notes, "that the backends run the same model was not checked (--no-verify)")
+	}
 	if s.plan.PrefixCache {
 		notes = append(notes, "servers may reuse the KV cache of earlier prompts (--prefix-cache); native never does, so first tokens compare different work")
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/nativebench/nativebench/internal/bench"
 	"github.com/nativebench/nativebench/internal/plan"
 	"github.com/nativebench/nativebench/internal/verify"
+	"github.com/nativebench/nativebench/native"
 )
 
 const (
@@ -257,9 +258,11 @@ func (s *setup) askBackends(ctx context.Context, how questions, show *liveLine) 
 // reportPairs sets every backend against the first and prints what came of it.
 // bad: not all are one model.
 func (s *setup) reportPairs(c *cli.Context, how questions, got []answers) (bad bool, err error) {
+	piece, closeVocab := s.pieces(s.plan.Models[0])
+	defer closeVocab()
 	var list []verify.Result
 	for _, other := range got[1:] {
-		r := verify.Pair(got[0].Side, other.Side, how.List)
+		r := verify.Pair(got[0].Side, other.Side, how.List, piece)
 		r.Model = s.plan.Models[0]
 		bad = bad || !r.Verdict.OK()
 		list = append(list, r)
@@ -271,6 +274,30 @@ func (s *setup) reportPairs(c *cli.Context, how questions, got []answers) (bad b
 	}
 	writePairs(c.App.Writer, s.plan.Models[0], how, list)
 	return bad, nil
+}
+
+// pieces looks tokens of a model up; its vocabulary is opened when the first is.
+// Without one every text is empty.
+func (s *setup) pieces(modelKey string) (piece func(int32) string, done func()) {
+	var vocab *native.Vocab
+	tried := false
+	piece = func(id int32) string {
+		if m := s.models[modelKey]; !tried && m != nil {
+			if v, err := native.OpenVocab(s.engineDir, m.file.Path); err == nil {
+				vocab = v
+			}
+		}
+		if tried = true; vocab == nil {
+			return ""
+		}
+		text, _ := vocab.Piece(id) // an id that it does not have has no text
+		return text
+	}
+	return piece, func() {
+		if vocab != nil {
+			vocab.Close()
+		}
+	}
 }
 
 func writePairs(w io.Writer, model string, how questions, list []verify.Result) {

@@ -191,6 +191,9 @@ func answerCause(r *Result) (Cause, string) {
 			unjudged++
 		case !d.Tie:
 			s := d.Gap / d.Spread
+			if d.AtLeast { // anywhere among thousands
+				s = max(s, 1)
+			}
 			if share = append(share, s); s >= slices.Max(share) {
 				worst = d
 			}
@@ -225,7 +228,8 @@ func answerCause(r *Result) (Cause, string) {
 
 // otherModel is the share of the spread below the top at which another model's
 // choice lies in the median, or further. A token taken at random lies at about
-// 1, the mean; half leaves room for models that know the same language.
+// 1, the mean, and so is one taken that is not among the TopTokens; half leaves
+// room for models that know the same language.
 const otherModel = 0.5
 
 // tolerance is how far the logits of one model come apart when one side

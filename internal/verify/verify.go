@@ -136,6 +136,8 @@ type Result struct {
 	Tolerance float64      `json:"tolerance"`
 	Type      string       `json:"type"` // the coarsest one, which gives Tolerance
 	Differ    []Divergence `json:"differ,omitempty"`
+
+	piece func(int32) string
 }
 
 // Compare says by what two backends were compared.
@@ -199,8 +201,11 @@ type Choice struct {
 // the largest of l+e, then l[b]+e[b] >= l[a]+e[a], hence l[a]-l[b] <= 2ε·spread.
 // A larger gap cannot come from errors of that size. The ε of each type was
 // measured; see tolerances.
-func Pair(ref, other Side, questions []Question) Result {
-	r := Result{Reference: ref.Backend, Backend: other.Backend}
+//
+// piece tells the text of a token of the reference's vocabulary, for messages;
+// it may be nil.
+func Pair(ref, other Side, questions []Question, piece func(id int32) string) Result {
+	r := Result{piece: piece, Reference: ref.Backend, Backend: other.Backend}
 	r.Type, r.Tolerance = coarsest(ref.Types, other.Types)
 	for _, side := range []Side{ref, other} {
 		if side.Failed != "" {
@@ -417,7 +422,14 @@ func short(s string) string {
 
 // judge adds a divergence with what the reference's logits say of it.
 func (r *Result) judge(p answerPair, d Divergence) {
-	defer func() { r.Differ = append(r.Differ, d) }()
+	defer func() {
+		for _, c := range []*Choice{&d.Reference, &d.Other} {
+			if c.Text == "" && c.ID >= 0 && !c.End && r.piece != nil {
+				c.Text = r.piece(c.ID)
+			}
+		}
+		r.Differ = append(r.Differ, d)
+	}()
 	e := p.ref.Engine
 	if e == nil || d.Position >= len(e.Rows) || len(e.Rows[d.Position].Top) < 2 {
 		return

@@ -164,7 +164,7 @@ func TestVerdicts(t *testing.T) {
 		if c.change != nil {
 			c.change(&ref, &other)
 		}
-		r := Pair(ref, other, list)
+		r := Pair(ref, other, list, word)
 		if r.Verdict != c.verdict || r.Cause != c.cause || !strings.Contains(r.Why, c.why) || strings.Contains(r.Why, "\n") {
 			t.Errorf("%s: %s, %q, %q; want %s, %q, %q", c.name, r.Verdict, r.Cause, r.Why, c.verdict, c.cause, c.why)
 		}
@@ -225,7 +225,7 @@ func TestEnds(t *testing.T) {
 		{"the other goes on at a near tie, by text", stopped, Answer{PromptTokens: 3, Text: " a b"}, Close, 1},
 		{"the other ends at once", ref, Answer{PromptTokens: 3, IDs: []int32{}, Stopped: true}, Different, 0},
 	} {
-		r := Pair(Side{Backend: "native", Answers: []Answer{c.ref}}, Side{Backend: "srv", Answers: []Answer{c.other}}, []Question{{ID: "p"}})
+		r := Pair(Side{Backend: "native", Answers: []Answer{c.ref}}, Side{Backend: "srv", Answers: []Answer{c.other}}, []Question{{ID: "p"}}, nil)
 		if r.Verdict != c.verdict || (c.at < 0) != (len(r.Differ) == 0) || c.at >= 0 && r.Differ[0].Position != c.at {
 			t.Errorf("%s: %s (%s) %+v", c.name, r.Verdict, r.Why, r.Differ)
 		}
@@ -238,12 +238,12 @@ func TestCutCharacters(t *testing.T) {
 	engine := &Engine{BOS: -1, Pieces: []string{" caf", "\xc3", "\xa9", "\xed", "\x95"}, Rows: make([]Row, 5)}
 	ref := Answer{PromptTokens: 1, IDs: []int32{1, 2, 3, 4, 5}, Text: " café", Engine: engine}
 	for _, text := range []string{" café", " café\uFFFD", " café\uFFFD\uFFFD"} {
-		r := Pair(Side{Backend: "native", Answers: []Answer{ref}}, Side{Backend: "srv", Answers: []Answer{{PromptTokens: 1, Text: text}}}, []Question{{ID: "p"}})
+		r := Pair(Side{Backend: "native", Answers: []Answer{ref}}, Side{Backend: "srv", Answers: []Answer{{PromptTokens: 1, Text: text}}}, []Question{{ID: "p"}}, nil)
 		if r.Verdict != Identical {
 			t.Errorf("%q: %s, %+v", text, r.Verdict, r.Differ)
 		}
 	}
-	r := Pair(Side{Backend: "native", Answers: []Answer{ref}}, Side{Backend: "srv", Answers: []Answer{{PromptTokens: 1, Text: " cafè"}}}, []Question{{ID: "p"}})
+	r := Pair(Side{Backend: "native", Answers: []Answer{ref}}, Side{Backend: "srv", Answers: []Answer{{PromptTokens: 1, Text: " cafè"}}}, []Question{{ID: "p"}}, nil)
 	if r.Verdict != Different || r.Differ[0].Position != 2 {
 		t.Errorf("%s, %+v", r.Verdict, r.Differ)
 	}
