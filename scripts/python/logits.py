@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What Hugging Face Transformers says of a model: logits after sequences of token ids, and greedy continuations.
+"""What Hugging Face Transformers says of a model: greedy continuations of token ids, and logits after them.
 
 Reads one JSON object from standard input:
 
-  {"greedy": [[id, ...], ...], "new_tokens": N,   continue each greedily by N tokens (end tokens are tokens like others)
-   "logits": [[id, ...], ...], "last": K}         the logits after each of the last K ids of each
+  {"prompts": [[id, ...], ...], "new_tokens": N,   continue each greedily by N tokens; end tokens are tokens like others
+   "sequences": [[id, ...], ...], "last": K}       the logits after each of the last K ids of each
 
 Prints {"greedy": [[id, ...], ...], "vocab": V, "rows": R, "transformers": …, "torch": …} and writes the logits, R rows of V
 little-endian float32, to the file --out. Computes in float32 on the CPU unless --dtype says otherwise.
@@ -18,7 +18,7 @@ import sys
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 
 @torch.inference_mode()
@@ -34,25 +34,24 @@ def main() -> None:
     asked = json.load(sys.stdin)
     kind = {"torch_dtype" if int(transformers.__version__.split(".")[0]) < 5 else "dtype": getattr(torch, args.dtype)}
     model = AutoModelForCausalLM.from_pretrained(args.model, **kind).eval()
+    model.generation_config = GenerationConfig()  # nothing from the model's own settings
 
-    def greedy(ids: list[int], n: int) -> list[int]:
-        made: list[int] = []
-        now, cache = torch.tensor([ids]), None
-        for _ in range(n):
-            out = model(input_ids=now, past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
-            made.append(int(out.logits[0, -1].float().argmax()))
-            now = torch.tensor([made[-1:]])
-        return made
-
-    answer = {"greedy": [greedy(ids, asked["new_tokens"]) for ids in asked.get("greedy", [])]}
+    greedy: list[list[int]] = []
+    if prompts := asked.get("prompts"):
+        # All in one batch, padded at the left: the mask takes the padding out of attention and positions.
+        width = max(len(ids) for ids in prompts)
+        ids = torch.tensor([[0] * (width - len(ids)) + ids for ids in prompts])
+        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
+        how = GenerationConfig(max_new_tokens=asked["new_tokens"], do_sample=False, pad_token_id=0, use_cache=True)
+        greedy = model.generate(input_ids=ids, attention_mask=mask, generation_config=how)[:, width:].tolist()
     rows = 0
     with open(args.out, "wb") as out:
-        for ids in asked.get("logits", []):
+        for ids in asked.get("sequences", []):
             found = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -asked["last"] :].float().contiguous()
             out.write(found.numpy().astype("<f4").tobytes())
             rows += found.shape[0]
-    answer |= {
+    answer = {
+        "greedy": greedy,
         "vocab": model.config.vocab_size,
         "rows": rows,
         "transformers": transformers.__version__,
