@@ -2,11 +2,12 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"os"
 
 	"github.com/nativebench/nativebench/internal/plan"
+	"github.com/nativebench/nativebench/internal/results"
 	"github.com/nativebench/nativebench/internal/runner"
-	"github.com/nativebench/nativebench/native"
 )
 
 // sweepVariants is how many different prompts of one length a sweep has, so
@@ -37,7 +38,7 @@ func (b promptBook) job(c plan.Cell, attempt int) runner.Job {
 
 // makePrompts renders every prompt that the cells may use.
 func (s *setup) makePrompts() error {
-	s.prompts = promptBook{}
+	s.prompts, s.counts, s.countNotes = promptBook{}, nil, nil
 	var own []plan.Prompt
 	if s.plan.PromptFile != "" {
 		var err error
@@ -50,18 +51,19 @@ func (s *setup) makePrompts() error {
 		if err != nil {
 			return usageError{err}
 		}
-		var counter plan.Counter
-		if s.models[key] != nil && (s.plan.Sweep() || own != nil) {
-			vocab, err := native.OpenVocab(s.engineDir, s.models[key].file.Path)
-			if err == nil {
-				defer vocab.Close()
-				counter = vocab
-			} else if s.plan.Sweep() {
-				return refuse("prompts of exact lengths need the model's tokenizer: %w", err)
-			}
-		} else if s.plan.Sweep() {
-			return refuse("prompts of exact lengths need the model's tokenizer, and none of the backends %v has its weights here", s.plan.Backends)
+		counts, err := s.counterOf(m)
+		if err != nil {
+			return err
 		}
+		defer counts.close()
+		switch {
+		case s.plan.Sweep() && !counts.entry.Exact:
+			return refuse("prompts of exact lengths of %s need its own vocabulary; counts are %s", key, countText(counts.entry))
+		case !s.plan.Sweep() && own == nil && !counts.entry.Exact && recorded(m, s.plan.Tasks):
+			counts.entry = results.PromptCount{Model: key, Exact: true}
+			counts.Counter = nil
+		}
+		s.counts = append(s.counts, counts.entry)
 		for _, c := range s.cells {
 			k := promptKey{c.Model, c.Task, c.Prompt}
 			if c.Model != key || s.prompts[k] != nil {
@@ -69,11 +71,11 @@ func (s *setup) makePrompts() error {
 			}
 			switch {
 			case s.plan.Sweep():
-				s.prompts[k], err = exactPrompts(counter, m, c.Prompt)
+				s.prompts[k], err = exactPrompts(counts, m, c.Prompt)
 			case own != nil:
-				s.prompts[k], err = s.ownPrompts(own, counter, m, c)
+				s.prompts[k], err = s.ownPrompts(own, counts, m, c)
 			default:
-				s.prompts[k] = render(m, plan.Prompts(c.Task))
+				s.prompts[k] = render(m, s.fitted(plan.Prompts(c.Task), m, c, counts))
 			}
 			if err != nil {
 				return err
@@ -116,8 +118,9 @@ func exactPrompts(c plan.Counter, m plan.Model, n int) (out []runner.Prompt, err
 
 // ownPrompts picks a task's prompts from the user's: those that name the task
 // and those that name none. Those that cannot fit are refused now, where they
-// can be counted, not one by one during the run.
-func (s *setup) ownPrompts(own []plan.Prompt, counter plan.Counter, m plan.Model, c plan.Cell) ([]runner.Prompt, error) {
+// can be counted, not one by one during the run. That some are shorter or
+// longer than the task says is noted.
+func (s *setup) ownPrompts(own []plan.Prompt, counts *counter, m plan.Model, c plan.Cell) ([]runner.Prompt, error) {
 	var list []plan.Prompt
 	for _, p := range own {
 		if p.Task == "" || p.Task == c.Task {
@@ -128,18 +131,34 @@ func (s *setup) ownPrompts(own []plan.Prompt, counter plan.Counter, m plan.Model
 		return nil, refuse("--prompts %s: none of its %d prompts is for task %s; choose other --task", s.plan.PromptFile, len(own), c.Task)
 	}
 	out := render(m, list)
-	if counter == nil {
+	if counts.Counter == nil {
 		return out, nil
 	}
-	room := s.plan.SlotContext(m)
+	room, outside := s.plan.SlotContext(m), 0
+	t, err := plan.TaskByKey(c.Task)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	least, most := math.MaxInt, 0
 	for i, p := range out {
-		n, err := counter.CountTokens(p.Text)
+		n, err := counts.CountTokens(p.Text)
 		if err != nil {
 			return nil, fmt.Errorf("--prompts %s: prompt %s: %w", s.plan.PromptFile, p.ID, err)
 		}
-		if n+c.Sampling.MaxTokens > room {
+		if n < t.InputTokens[0] || n > t.InputTokens[1] {
+			outside++
+		}
+		least, most = min(least, n), max(most, n)
+		if counts.entry.Exact && n+c.Sampling.MaxTokens > room {
 			return nil, refuse("--prompts %s: prompt %s has %d tokens, with %d of output over the context of %d: shorten it, lower --max-tokens or raise --ctx", s.plan.PromptFile, list[i].ID, n, c.Sampling.MaxTokens, room)
 		}
+	}
+	if outside > 0 {
+		about := ""
+		if !counts.entry.Exact {
+			about = "about "
+		}
+		s.countNotes = append(s.countNotes, fmt.Sprintf("%s: %d of %d prompts of %s lie outside the task's %s tokens: they have %s%s", m.Key, outside, len(out), s.plan.PromptFile+" for "+c.Task, span(t.InputTokens), about, span([2]int{least, most})))
 	}
 	return out, nil
 }

@@ -110,11 +110,13 @@ func attach(ctx context.Context, row httpbackends.Server, p place) (*seat, error
 	if err != nil {
 		return nil, err
 	}
+	u, err := url.Parse(p.endpoint)
 	return &seat{
-		spec:    spec,
-		entry:   results.Backend{Endpoint: p.endpoint},
-		metrics: metrics,
-		pids:    listeners(p.endpoint),
+		spec:      spec,
+		entry:     results.Backend{Endpoint: p.endpoint},
+		metrics:   metrics,
+		pids:      listeners(p.endpoint),
+		elsewhere: err != nil || !local(u.Hostname()),
 	}, nil
 }
 
@@ -204,9 +206,18 @@ func launchServer(ctx context.Context, row httpbackends.Server, p place) (*seat,
 	if err != nil {
 		return nil, errors.Join(err, server.Stop(ctx))
 	}
+	kvPool, kvElement := 0, 2
+	if row.KVPool != nil {
+		kvPool = row.KVPool(start)
+	}
+	if start.DType == cpuType || start.DType == "" && strings.EqualFold(p.weights.DType, "f32") && row.Weights == httpbackends.HuggingFace {
+		kvElement = 4 // "auto": as it computes
+	}
 	return &seat{
-		spec:    spec,
-		metrics: metrics,
+		spec:      spec,
+		kvPool:    kvPool,
+		kvElement: kvElement,
+		metrics:   metrics,
 		entry: results.Backend{
 			Command: argv, Endpoint: server.Endpoint(), Log: p.log,
 			StartNS: server.StartToReady().Nanoseconds(), Settings: settings,

@@ -35,6 +35,8 @@ type setup struct {
 	weights   string // "synthetic" or a path
 	hfDir     string // the same as a Hugging Face directory; "": none
 	dtype     string // of synthetic weights
+	layers    int    // of synthetic weights; 0: the model's
+	width     int    // of synthetic weights; 0: the model's
 	out       string
 	format    string
 	yes       bool
@@ -43,8 +45,11 @@ type setup struct {
 	resumedPaths map[string]string // the weights it began with, by model
 	resumedDirs  map[string]string // the same as Hugging Face directories
 	machine      telemetry.Machine
+	gpus         gpuSet
 	models       map[string]*model // by key; of backends that hold weights
 	prompts      promptBook
+	counts       []results.PromptCount // how they were counted, by model
+	countNotes   []string
 }
 
 // newSetup reads the flags onto base, the plan that they change.
@@ -52,6 +57,7 @@ func newSetup(c *cli.Context, known registry, base plan.Plan) *setup {
 	s := &setup{
 		known: known, plan: base,
 		engineDir: c.String("engine-dir"), weights: c.String("weights"), hfDir: absolute(c.String("hf-dir")), dtype: c.String("dtype"),
+		layers: c.Int("layers"), width: c.Int("width"),
 		out: c.String("out"), format: c.String("format"), yes: c.Bool("yes"),
 	}
 	applyPlanFlags(c, &s.plan)
@@ -110,6 +116,9 @@ func (s *setup) check() error {
 		if err := check(); err != nil {
 			return usageError{err}
 		}
+	}
+	if err := s.checkVocab(); err != nil {
+		return err
 	}
 	return s.checkWeights()
 }
@@ -188,6 +197,9 @@ func (s *setup) resolveThreads() {
 // prompts and compares need and free memory. show tells what takes its time.
 func (s *setup) prepare(ctx context.Context, show *liveLine) error {
 	s.machine = telemetry.Inspect()
+	if s.gpus = (gpuSet{why: "not available: --gpu-layers 0 leaves the GPU alone"}); s.plan.Engine.GPULayers != 0 {
+		s.gpus = findGPUs()
+	}
 	s.resolveThreads()
 	s.models = map[string]*model{}
 	if len(s.holders()) > 0 {
@@ -322,6 +334,12 @@ func (s *setup) notes() []string {
 	if s.plan.NoVerify && len(s.plan.Backends) > 1 {
 		notes = append(notes, "that the backends run the same model was not checked (--no-verify)")
 	}
+	for _, c := range s.counts {
+		if !c.Exact {
+			notes = append(notes, fmt.Sprintf("%s: the lengths of its prompts are %s", c.Model, countText(c)))
+		}
+	}
+	notes = append(notes, s.countNotes...)
 	if s.plan.PrefixCache {
 		notes = append(notes, "servers may reuse the KV cache of earlier prompts (--prefix-cache); native never does, so first tokens compare different work")
 	}

@@ -87,6 +87,7 @@ type jsonLoad struct {
 	Load        string         `json:"load"`
 	Model       string         `json:"model"`
 	Synthetic   bool           `json:"synthetic_weights"`
+	Relative    string         `json:"relative,omitempty"`
 	Task        string         `json:"task"`
 	Prompt      int            `json:"prompt_tokens,omitempty"`
 	Mode        string         `json:"mode"`
@@ -205,7 +206,7 @@ func (v *runView) json() jsonRun {
 	}
 	for _, l := range v.loads {
 		j := jsonLoad{
-			Load: l.Load, Model: l.Model, Synthetic: v.synthetic(l.Model), Task: l.Task, Prompt: l.Prompt, Mode: l.Mode,
+			Load: l.Load, Model: l.Model, Synthetic: v.synthetic(l.Model), Relative: v.model(l.Model).Relative, Task: l.Task, Prompt: l.Prompt, Mode: l.Mode,
 			Concurrency: l.Concurrency, Sampling: l.Sampling, Expect: l.Expect, Backends: []jsonSeat{},
 		}
 		for _, s := range l.seats {
