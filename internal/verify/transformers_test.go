@@ -37,13 +37,14 @@ func TestSameModelAsTransformers(t *testing.T) {
 		t.Skipf("%s or %s is not set: `make test-models` sets them", pythonVar, native.EnvDir)
 	}
 	var table []string
-	for _, m := range plan.Models() {
-		if !slices.Contains(synth.Models(), m.Key) {
-			continue
-		}
-		t.Run(m.Key, func(t *testing.T) {
+	for _, key := range []string{"gpt2", "phi-2", "llama-2-7b-chat", "mistral-7b-instruct"} {
+		t.Run(key, func(t *testing.T) {
+			m, err := plan.ModelByKey(key)
+			if err != nil {
+				t.Fatal(err)
+			}
 			layers := 2
-			if m.Key == "gpt2" {
+			if key == "gpt2" {
 				layers = 0 // all
 			}
 			table = append(table, sameAsTransformers(t, python, engine, m, layers))
