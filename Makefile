@@ -61,6 +61,10 @@ test-servers: engine ## the conformance suite against real vLLM and Transformers
 test-gpu: ## what NVML tells of this machine's NVIDIA GPUs, and what each call costs
 	NATIVEBENCH_TEST_GPU=1 $(GO) test -count=1 -v -run RealGPU ./internal/telemetry/nvml
 
+.PHONY: test-models
+test-models: engine ## synthetic weights of every architecture against real Transformers: token ids and logits
+	scripts/test-models.sh
+
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME each (default 20s)
 	scripts/fuzz.sh $(or $(FUZZTIME),20s)

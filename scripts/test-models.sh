@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# test-models.sh: synthetic weights of every architecture against Transformers in
+# the pinned Python environment, which is made the first time (some gigabytes):
+# the same token ids, the same logits, the same greedy answers. Needs 12 GB in TMPDIR and 8 GB of memory.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+NATIVEBENCH_ENGINE_DIR=$(scripts/build-engine.sh --print-dir)
+NATIVEBENCH_TEST_TRANSFORMERS=$(scripts/python-env.sh transformers)/bin/python
+export NATIVEBENCH_ENGINE_DIR NATIVEBENCH_TEST_TRANSFORMERS
+sources=${NATIVEBENCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nativebench}/llama.cpp-v0.5.0
+if [ -d "$sources" ]; then
+    export NATIVEBENCH_TEST_LLAMA_SOURCES=$sources
+fi
+# One package after the other: each holds a model of some gigabytes.
+"${GO:-go}" test ./internal/synth ./internal/verify -p 1 -run 'TokenizerFilesAgree|TokenizersAreThose|LogitsAreThose|TextIsVaried|SameModelAsTransformers' \
+    -count=1 -timeout 90m -v
