@@ -6,7 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 NATIVEBENCH_ENGINE_DIR=$(scripts/build-engine.sh --print-dir)
 NATIVEBENCH_TEST_TRANSFORMERS=$(scripts/python-env.sh transformers)/bin/python
-export NATIVEBENCH_ENGINE_DIR NATIVEBENCH_TEST_TRANSFORMERS
+NATIVEBENCH_TEST_EXACT_ENGINE=$(scripts/exact-gelu.sh)
+export NATIVEBENCH_ENGINE_DIR NATIVEBENCH_TEST_TRANSFORMERS NATIVEBENCH_TEST_EXACT_ENGINE
 sources=${NATIVEBENCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nativebench}/llama.cpp-v0.5.0
 if [ -d "$sources" ]; then
     export NATIVEBENCH_TEST_LLAMA_SOURCES=$sources
