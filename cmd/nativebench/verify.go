@@ -123,7 +123,8 @@ func verifyAction(c *cli.Context, known registry, base plan.Plan) error {
 		return refuse("--task %s: there are no prompts", strings.Join(s.plan.Tasks, ","))
 	}
 	if c.Bool("sampled") {
-		how.List, how.MaxTokens = how.List[:1], 1
+		// The shortest of them: its prefill is paid for every seed.
+		how.List, how.MaxTokens = []verify.Question{slices.MinFunc(how.List, func(a, b verify.Question) int { return len(a.Prompt) - len(b.Prompt) })}, 1
 		how.Samples, how.Temperature, how.TopP = c.Int("seeds"), c.Float64("temperature"), c.Float64("top-p")
 	}
 	got, logs, err := s.askBackends(ctx, how, newLiveLine(c.App.ErrWriter))

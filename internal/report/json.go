@@ -64,6 +64,7 @@ type jsonRun struct {
 	Clock       results.Clock       `json:"clock"`
 	Models      []results.Model     `json:"models"`
 	Backends    []results.Backend   `json:"backends"`
+	SameModel   []results.SameModel `json:"same_model,omitempty"`
 	Reference   string              `json:"reference"`
 	Damage      []string            `json:"damage"`
 	Cells       []jsonCell          `json:"cells"`
@@ -191,7 +192,7 @@ func (v *runView) json() jsonRun {
 	m := v.Manifest
 	r := jsonRun{
 		Label: v.label, Dir: v.Dir, RunID: m.RunID, Created: m.Created, Tool: m.Tool, Plan: m.Plan, Environment: m.Environment,
-		Clock: m.Clock, Models: orEmpty(m.Models), Backends: orEmpty(m.Backends), Damage: orEmpty(v.Damage),
+		Clock: m.Clock, Models: orEmpty(m.Models), Backends: orEmpty(m.Backends), SameModel: m.SameModel, Damage: orEmpty(v.Damage),
 		Cells: []jsonCell{}, Loads: []jsonLoad{},
 	}
 	if len(v.backends) > 0 {
