@@ -41,6 +41,8 @@ type setup struct {
 	format    string
 	yes       bool
 
+	inTurn bool // one backend is loaded at a time
+
 	resumed      *results.Run      // what is there already; nil for a new run
 	resumedPaths map[string]string // the weights it began with, by model
 	resumedDirs  map[string]string // the same as Hugging Face directories
@@ -229,6 +231,9 @@ func (s *setup) checkMemory() error {
 		m := s.models[key]
 		engines, python := int64(len(s.holders())), int64(len(s.wantDirectory()))
 		engines -= python
+		if s.inTurn {
+			engines, python = min(engines, 1), min(python, 1)
+		}
 		each := m.cacheBytes(s.slots(), s.engine) + m.bufferBytes(s.engine)
 		// These compute in f32 on a CPU and share nothing: a copy of the weights
 		// for each, PyTorch, and a cache of their own.

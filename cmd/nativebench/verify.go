@@ -100,6 +100,7 @@ func verifyAction(c *cli.Context, known registry, base plan.Plan) error {
 	}
 	s := newSetup(c, known, base)
 	s.plan.Models = []string{c.String("model")}
+	s.inTurn = true
 	s.plan.PromptFile = "" // --prompts is a number here
 	s.out = filepath.Join(os.TempDir(), "nativebench-verify-"+runID())
 	if len(s.plan.Backends) < 2 {
