@@ -92,10 +92,14 @@ struct Row {
 extern "C" __global__ void __launch_bounds__(kThreads)
     nb_sample(const float *logits, int n_vocab, const NbDraw *draws, const int *ends, int n_ends, int cached, int *ids) {
     static_assert(kThreads == kBins && kWarps == 32, "a thread per bin, a lane per warp");
+#ifdef NB_ON_HOST
+    float *const cache = shared_memory.data();
+#else
     extern __shared__ float cache[];
-    __shared__ Shared       s;
-    const NbDraw            d   = draws[blockIdx.x];
-    const int               tid = static_cast<int>(threadIdx.x), lane = tid & 31, warp = tid / 32;
+#endif
+    __shared__ Shared s;
+    const NbDraw      d   = draws[blockIdx.x];
+    const int         tid = static_cast<int>(threadIdx.x), lane = tid & 31, warp = tid / 32;
     Row row{logits + static_cast<size_t>(d.row) * n_vocab, nullptr, ends, (d.flags & NB_DRAW_NO_END) ? n_ends : 0, 0, 0};
 
     // The largest logit, of equal ones the lowest id; NaN never wins.

@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "0e209a466cfd1fdb6e37de437375e46bc80eedf374abc8aeace603af38a21dfa"
+const SourceHash = "6f67226f53f35cfa1e1e8499281da783fdf53fab222614a74e8ec3a31479858c"
