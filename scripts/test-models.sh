@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # test-models.sh: synthetic weights of every architecture against Transformers in
 # the pinned Python environment, which is made the first time (some gigabytes):
-# the same token ids, the same logits, the same greedy answers. Needs 12 GB in TMPDIR and 8 GB of memory.
+# the same token ids, the same logits, the same greedy answers, the same distribution
+# of sampled tokens. Needs 12 GB in TMPDIR and 8 GB of memory.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 NATIVEBENCH_ENGINE_DIR=$(scripts/build-engine.sh --print-dir)
@@ -15,3 +16,6 @@ fi
 # One package after the other: each holds a model of some gigabytes.
 "${GO:-go}" test ./internal/synth ./internal/verify -p 1 -run 'TokenizerFilesAgree|TokenizersAreThose|LogitsAreThose|TextIsVaried|SameModelAsTransformers' \
     -count=1 -timeout 90m -v
+
+# Top-p means the same in both: the first tokens of 2,000 seeds.
+"${GO:-go}" run ./cmd/nativebench verify --sampled --backends native,transformers --engine-dir "$NATIVEBENCH_ENGINE_DIR"
