@@ -106,6 +106,7 @@ func addBOS(prompt string) string { return "<|endoftext|>" + prompt }
 
 // TestVerifyCatchesFaults makes every fault on purpose, at a real server.
 func TestVerifyCatchesFaults(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir()) // for logs that are kept
 	good := tinyWeights(t, 1, "f16")
 	server := llamaServerOf(t, good.GGUF)
 	for _, c := range []struct {
@@ -160,6 +161,7 @@ func TestVerifyCatchesFaults(t *testing.T) {
 
 // What people read.
 func TestVerifySaysWhatItFound(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir()) // for logs that are kept
 	good := tinyWeights(t, 1, "f16")
 	args := []string{"verify", "--backends", "native,llama-server", "--weights", good.GGUF, "--threads", "1", "--prompts", "3", "--max-tokens", "6"}
 	code, stdout, stderr := invoke(t, args...)
