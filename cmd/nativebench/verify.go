@@ -211,10 +211,10 @@ func (s *setup) askBackends(ctx context.Context, how questions, show *liveLine) 
 	if err := os.Mkdir(s.out, 0o755); err != nil {
 		return nil, nil, fmt.Errorf("the logs of the servers: %w", err)
 	}
-	logs = &logDir{dir: s.out}
+	made := &logDir{dir: s.out}
 	defer func() {
 		if err != nil {
-			logs.done()
+			made.done()
 		}
 	}()
 	k, closeLog, err := newAsker(filepath.Join(s.out, "ask.log"))
@@ -254,7 +254,7 @@ func (s *setup) askBackends(ctx context.Context, how questions, show *liveLine) 
 			return nil, nil, err
 		}
 	}
-	return list, logs, nil
+	return list, made, nil
 }
 
 // reportPairs sets every backend against the first and prints what came of it.

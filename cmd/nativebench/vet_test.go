@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/nativebench/nativebench/httpbackends"
 	"github.com/nativebench/nativebench/internal/plan"
@@ -85,5 +88,27 @@ func TestVettingStartsNoServerTwice(t *testing.T) {
 		if want := map[bool]int{true: 2, false: 1}[alone]; starts["twin"] != want || starts["crash"] != 1 {
 			t.Errorf("alone %v: started %v", alone, starts)
 		}
+	}
+}
+
+// Ctrl-C ends verify and what it started; no logs are left.
+func TestVerifyIsStopped(t *testing.T) {
+	dir := t.TempDir()
+	cmd := program(t, []string{fakeGate + "=" + filepath.Join(dir, "never"), "TMPDIR=" + dir}, "verify", "--backends", "fake,twin", "--prompts", "5")
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for len(childrenOf(cmd.Process.Pid)) == 0 && t.Context().Err() == nil { // its fourth answer never comes
+		time.Sleep(2 * time.Millisecond)
+	}
+	cmd.Process.Signal(syscall.SIGINT)
+	cmd.Wait() //nolint:errcheck // its status is looked at
+	if code := cmd.ProcessState.ExitCode(); code != exitInterrupted || strings.Contains(out.String(), "panic") {
+		t.Errorf("status %d: %s", code, out.String())
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left are %v, %v", left, err)
 	}
 }
