@@ -85,8 +85,10 @@ unsigned             __ballot_sync(unsigned, bool yes) {
     sync_warp();
     return all;
 }
-unsigned long long __float2ull_rz(float x) { return x >= 0 ? static_cast<unsigned long long>(x) : 0; }
-unsigned           __float_as_uint(float x) {
+unsigned long long __float2ull_rz(float x) {
+    return x >= 0 ? static_cast<unsigned long long>(x) : 1ull << 63;
+} // as NVIDIA's: NaN is not 0
+unsigned __float_as_uint(float x) {
     unsigned u;
     std::memcpy(&u, &x, sizeof u);
     return u;

@@ -17,7 +17,7 @@ constexpr int kThreads = NB_GPU_THREADS;
 constexpr int kWarps   = kThreads / 32;
 constexpr int kBins    = 1024; // >= the 1017 values of a weight's upper bits; one per thread
 
-__device__ u64 fixed(float w) { return __float2ull_rz(w * 0x1p40f); } // NaN: 0
+__device__ u64 fixed(float w) { return w > 0 ? __float2ull_rz(w * 0x1p40f) : 0; } // NaN: 0
 
 __device__ u64 warp_sum(u64 x) {
     for (int d = 16; d > 0; d >>= 1) x += __shfl_down_sync(~0u, x, d);

@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "6f67226f53f35cfa1e1e8499281da783fdf53fab222614a74e8ec3a31479858c"
+const SourceHash = "6b15e81d5c83b1c92b0f1e143250bc44ad785f287550f168169e8dbf6c74ec51"

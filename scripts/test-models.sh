@@ -9,12 +9,17 @@ NATIVEBENCH_ENGINE_DIR=$(scripts/build-engine.sh --print-dir)
 NATIVEBENCH_TEST_TRANSFORMERS=$(scripts/python-env.sh transformers)/bin/python
 NATIVEBENCH_TEST_EXACT_ENGINE=$(scripts/exact-gelu.sh)
 export NATIVEBENCH_ENGINE_DIR NATIVEBENCH_TEST_TRANSFORMERS NATIVEBENCH_TEST_EXACT_ENGINE
-sources=${NATIVEBENCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nativebench}/llama.cpp-v0.5.0
-if [ -d "$sources" ]; then
-    export NATIVEBENCH_TEST_LLAMA_SOURCES=$sources
+# shellcheck source=scripts/llama-pin.sh
+. scripts/llama-pin.sh
+cache=${NATIVEBENCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nativebench}
+if [ -d "$cache/llama.cpp-$LLAMA_TAG" ]; then
+    export NATIVEBENCH_TEST_LLAMA_SOURCES=$cache/llama.cpp-$LLAMA_TAG
+fi
+if [ -x "$cache/python/convert/bin/python" ]; then
+    export NATIVEBENCH_TEST_CONVERTER=$cache/python/convert/bin/python
 fi
 # One package after the other: each holds a model of some gigabytes.
-"${GO:-go}" test ./internal/synth ./internal/verify -p 1 -run 'TokenizerFilesAgree|TokenizersAreThose|LogitsAreThose|TextIsVaried|SameModelAsTransformers' \
+"${GO:-go}" test ./internal/synth ./internal/verify -p 1 -run 'TokenizerFilesAgree|TokenizersAreThose|LogitsAreThose|ConverterMakes|TextIsVaried|SameModelAsTransformers' \
     -count=1 -timeout 90m -v
 
 # Top-p means the same in both: the first tokens of 2,000 seeds.

@@ -167,7 +167,14 @@ func (s *setup) header(w io.Writer, todo []int) {
 		row("engine", "%s", line)
 	}
 	row("machine", "%s, %d cores, %s of memory (%s free)", s.machine.CPU, s.machine.Cores, gib(s.machine.Memory.TotalBytes), gib(s.machine.Memory.AvailableBytes))
-	for _, note := range append(slices.Clone(s.machine.Warnings), s.notes()...) {
+	for i, d := range s.gpus.used {
+		text := fmt.Sprintf("%s (%s), driver %s", d, engineName(i), s.gpus.system.Driver)
+		if used, known := s.gpus.memory()[d.Subject]; known {
+			text += fmt.Sprintf(", %s in use", gib(used))
+		}
+		row("gpu", "%s", text)
+	}
+	for _, note := range slices.Concat(s.machine.Warnings, s.gpus.notes, s.notes()) {
 		row("note", "%s", note)
 	}
 	row("results", "%s", filepath.Clean(s.out))

@@ -16,16 +16,19 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/nativebench/nativebench/internal/gguf"
 	"github.com/nativebench/nativebench/internal/plan"
 	"github.com/nativebench/nativebench/native"
 )
 
-// Set by scripts/test-models.sh: a Python with Transformers, and llama.cpp's
-// sources.
+// Set by scripts/test-models.sh: a Python with Transformers, one that llama.cpp's
+// converter runs in, and llama.cpp's sources.
 const (
-	pythonVar  = "NATIVEBENCH_TEST_TRANSFORMERS"
-	sourcesVar = "NATIVEBENCH_TEST_LLAMA_SOURCES"
+	pythonVar    = "NATIVEBENCH_TEST_TRANSFORMERS"
+	converterVar = "NATIVEBENCH_TEST_CONVERTER"
+	sourcesVar   = "NATIVEBENCH_TEST_LLAMA_SOURCES"
 )
 
 // realModels are the models that the experiment compares across engines, and
@@ -271,4 +274,81 @@ func TestLogitsAreThoseOfTransformers(t *testing.T) {
 			t.Logf("%s, 2 layers of width %d: logits differ by at most %.1e of the largest; %d of %d next tokens agree", key, m.Shape.Width, worst, agree, len(ours)*last)
 		})
 	}
+}
+
+// TestConverterMakesTheSameTensors: llama.cpp's own converter makes of the
+// Hugging Face directory the tensors and the tokens of the GGUF file beside it,
+// bit for bit. It reads tokenizer.model where there is one.
+func TestConverterMakesTheSameTensors(t *testing.T) {
+	_, engine := tools(t)
+	python, sources := os.Getenv(converterVar), os.Getenv(sourcesVar)
+	if python == "" || sources == "" {
+		t.Skipf("%s or %s is not set: `make test-models` sets them if the converter's environment is there", converterVar, sourcesVar)
+	}
+	for _, s := range []Spec{
+		{Model: "phi-2", Width: 160},
+		{Model: "llama-2-7b-chat", Width: 256},
+		{Model: "mistral-7b-instruct", Width: 512},
+		{Model: "llama-3-8b-instruct", Width: 512},
+	} {
+		t.Run(s.Model, func(t *testing.T) {
+			s.Seed, s.Layers, s.VocabDir = 1, 1, filepath.Join(engine, "vocab")
+			r := write(t, s, t.TempDir())
+			converted := filepath.Join(t.TempDir(), "converted.gguf")
+			cmd := exec.CommandContext(t.Context(), python, filepath.Join(sources, "convert_hf_to_gguf.py"), r.HFDir, "--outtype", "f16", "--outfile", converted)
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			ours, theirs := tensorHashes(t, r.GGUF), tensorHashes(t, converted)
+			if diff := cmp.Diff(theirs, ours); diff != "" {
+				t.Errorf("the converter makes other tensors (-converter +ours):\n%s", diff)
+			}
+			t.Logf("%d tensors are the same", len(ours))
+			a, b := vocabularyIn(t, r.GGUF), vocabularyIn(t, converted)
+			if !slices.Equal(a.tokens, b.tokens) || !slices.Equal(a.merges, b.merges) {
+				t.Errorf("the converter makes other tokens or merges: %d and %d, %d and %d", len(b.tokens), len(b.merges), len(a.tokens), len(a.merges))
+			}
+			for id, kind := range a.kinds {
+				// The converter calls the unknown token of SentencePiece, as every special
+				// one of the configuration, a control token.
+				if kind != b.kinds[id] && kind != kindUnknown {
+					t.Errorf("token %d, %q: type %d, by the converter %d", id, a.tokens[id], kind, b.kinds[id])
+				}
+			}
+		})
+	}
+}
+
+// tensorHashes are type, shape and hash of the tensors of a file.
+func tensorHashes(t *testing.T, path string) map[string]string {
+	t.Helper()
+	f, err := gguf.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]string{}
+	for _, row := range f.Tensors {
+		out[row.Name] = fmt.Sprintf("%v %v %x", row.Type, row.Dims, sha256.Sum256(b[f.DataOffset+row.Offset:][:row.Bytes()]))
+	}
+	return out
+}
+
+func vocabularyIn(t *testing.T, path string) (v vocabulary) {
+	t.Helper()
+	f, err := gguf.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v.tokens, err = gguf.Get[[]string](f, "tokenizer.ggml.tokens"); err != nil {
+		t.Fatal(err)
+	}
+	if v.kinds, err = gguf.Get[[]int32](f, "tokenizer.ggml.token_type"); err != nil {
+		t.Fatal(err)
+	}
+	v.merges, _ = gguf.Get[[]string](f, "tokenizer.ggml.merges")
+	return v
 }
