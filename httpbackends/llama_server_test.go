@@ -123,6 +123,7 @@ func TestLlamaServerTellsPromptIDs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { b.Close() })
 	req := testRequest(false)
 	req.Prompt = "Once upon a time, 안녕<|endoftext|> there"
 	s := openSession(t, b)
