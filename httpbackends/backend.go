@@ -1,6 +1,7 @@
 package httpbackends
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -115,7 +116,7 @@ func (b *backend) greet(ctx context.Context) error {
 	conn.Close()
 
 	client := b.client()
-	get := func(path string, into any) error { return b.get(ctx, client, path, into) }
+	get := func(path string, into any) error { return b.call(ctx, client, http.MethodGet, path, nil, into) }
 	if err := get(cfg.Server.Health, nil); err != nil {
 		return fmt.Errorf("%s at %s is not ready: %w", name, b.where(), err)
 	}
@@ -223,17 +224,39 @@ func (b *backend) client() *http.Client {
 	}
 }
 
-// get fetches a path of the endpoint off the clock; into may be nil.
-func (b *backend) get(ctx context.Context, client *http.Client, path string, into any) (err error) {
+// Tokenize returns the server's own token ids of a prompt, BOS included, off
+// the clock; nil if its kind does not tell.
+func (b *backend) Tokenize(ctx context.Context, prompt string) ([]int32, error) {
+	if b.cfg.Server.Tokenize == nil || b.cfg.Chat {
+		return nil, nil
+	}
+	client := b.client()
+	return b.cfg.Server.Tokenize(prompt, func(path string, body, into any) error {
+		return b.call(ctx, client, http.MethodPost, path, body, into)
+	})
+}
+
+// call asks a path of the endpoint off the clock, with a body as JSON if it is
+// not nil; into may be nil.
+func (b *backend) call(ctx context.Context, client *http.Client, method, path string, send, into any) (err error) {
 	defer func() {
 		// net/http and encoding/json quote what they could not read.
 		if err != nil && b.hide(err.Error()) != err.Error() {
 			err = errors.New(b.hide(err.Error()))
 		}
 	}()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, b.where()+path, nil)
+	var content []byte
+	if send != nil {
+		if content, err = json.Marshal(send); err != nil {
+			return err
+		}
+	}
+	req, err := http.NewRequestWithContext(ctx, method, b.where()+path, bytes.NewReader(content))
 	if err != nil {
 		return err
+	}
+	if send != nil {
+		req.Header.Set("Content-Type", "application/json")
 	}
 	if b.cfg.APIKey != "" {
 		req.Header.Set("Authorization", "Bearer "+b.cfg.APIKey)
@@ -244,22 +267,22 @@ func (b *backend) get(ctx context.Context, client *http.Client, path string, int
 		if errors.As(err, &wrapped) {
 			err = wrapped.Err
 		}
-		return fmt.Errorf("GET %s: %w", path, err)
+		return fmt.Errorf("%s %s: %w", method, path, err)
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 8<<20))
 	if err != nil {
-		return fmt.Errorf("GET %s: %w", path, err)
+		return fmt.Errorf("%s %s: %w", method, path, err)
 	}
 	if resp.StatusCode != http.StatusOK {
 		message, _, _ := errorText(body)
-		return fmt.Errorf("GET %s answers %d: %s", path, resp.StatusCode, message)
+		return fmt.Errorf("%s %s answers %d: %s", method, path, resp.StatusCode, message)
 	}
 	if into == nil {
 		return nil
 	}
 	if err := json.Unmarshal(body, into); err != nil {
-		return fmt.Errorf("GET %s answers with what is not the expected JSON: %w", path, err)
+		return fmt.Errorf("%s %s answers with what is not the expected JSON: %w", method, path, err)
 	}
 	return nil
 }

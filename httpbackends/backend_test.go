@@ -248,3 +248,34 @@ func TestTokenIDsAreForSync(t *testing.T) {
 		t.Errorf("body %v", body)
 	}
 }
+
+// Prompt ids lie in a choice (vLLM's completions) or beside the choices (its
+// chat), in a stream with the first event; null where they are not told.
+func TestPromptIDs(t *testing.T) {
+	srv := newTestServer(t)
+	s := openSession(t, srv.open(t, func(c *Config) {
+		c.Server = vllmServer()
+		c.Server.Health, c.Server.Identify, c.TokenIDs = "/health", nil, true
+	}))
+	for name, answer := range map[string]func(*call){
+		"completions": answerJSON(200, `{"choices":[{"text":"a","finish_reason":"stop","token_ids":[9,2],"prompt_token_ids":[1,5,6]}],"usage":{"prompt_tokens":3,"completion_tokens":2}}`),
+		"chat":        answerJSON(200, `{"choices":[{"message":{"content":"a"},"finish_reason":"stop","token_ids":[9,2]}],"prompt_token_ids":[1,5,6],"usage":{"prompt_tokens":3,"completion_tokens":2}}`),
+		"stream": streamOf("data: {\"choices\":[{\"text\":\"a\",\"token_ids\":[9],\"prompt_token_ids\":[1,5,6]}]}\n\n",
+			"data: {\"choices\":[{\"text\":\"b\",\"token_ids\":[2],\"prompt_token_ids\":null,\"finish_reason\":\"length\"}]}\n\n", doneMark),
+	} {
+		srv.set(answer)
+		if err := s.Prepare(testRequest(name == "stream")); err != nil {
+			t.Fatal(err)
+		}
+		tr := bench.NewTrace(8)
+		if err := s.Generate(context.Background(), tr); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if !slices.Equal(tr.PromptIDs, []int32{1, 5, 6}) || !slices.Equal(tr.Tokens, []int32{9, 2}) {
+			t.Errorf("%s: prompt %v, answer %v", name, tr.PromptIDs, tr.Tokens)
+		}
+		if tr.Reset(); len(tr.PromptIDs) != 0 {
+			t.Errorf("%s: Reset kept %v", name, tr.PromptIDs)
+		}
+	}
+}

@@ -31,6 +31,7 @@ func llamaServer() Server {
 		},
 		ClosesAfterStream: true, // cpp-httplib takes the end of the content provider for a cancellation
 		Identify:          llamaIdentify,
+		Tokenize:          llamaTokenize,
 		Metrics: Metrics{Path: "/metrics", Series: []Series{
 			{"requests_running", []string{"llamacpp:requests_processing"}},
 			{"requests_waiting", []string{"llamacpp:requests_deferred"}},
@@ -69,6 +70,16 @@ func llamaFields(body map[string]any, req *bench.Request, cfg *Config) error {
 		body["verbose"] = true // puts them under "__verbose"
 	}
 	return nil
+}
+
+// llamaTokenize does what /v1/completions does with a prompt that is a text
+// (tokenize_input_prompts in tools/server/server-common.cpp).
+func llamaTokenize(prompt string, post func(path string, body, into any) error) ([]int32, error) {
+	var answer struct {
+		Tokens []int32 `json:"tokens"`
+	}
+	err := post("/tokenize", map[string]any{"content": prompt, "add_special": true, "parse_special": true}, &answer)
+	return answer.Tokens, err
 }
 
 // llamaIdentify reads /props and /v1/models.

@@ -116,6 +116,30 @@ func TestLlamaServerMetrics(t *testing.T) {
 	}
 }
 
+// The ids of a prompt are as many as the server computes for it.
+func TestLlamaServerTellsPromptIDs(t *testing.T) {
+	srv := llamaServerForTest(t, 1)
+	b, err := Open(t.Context(), Config{Server: llamaServer(), Endpoint: srv.Endpoint(), TokenIDs: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close() })
+	req := testRequest(false)
+	req.Prompt = "Once upon a time, 안녕<|endoftext|> there"
+	s := openSession(t, b)
+	if err := s.Prepare(req); err != nil {
+		t.Fatal(err)
+	}
+	tr := bench.NewTrace(req.Sampling.MaxTokens)
+	if err := s.Generate(t.Context(), tr); err != nil && bench.ClassOf(err) != bench.Empty {
+		t.Fatal(err)
+	}
+	ids, err := b.(*backend).Tokenize(t.Context(), req.Prompt)
+	if err != nil || len(ids) != tr.PromptTokens || !slices.Contains(ids, 50256) {
+		t.Errorf("ids %v, %v; the server counted %d", ids, err, tr.PromptTokens)
+	}
+}
+
 // What the row sends is what the server does: checked against the settings
 // that the server itself reports.
 func TestLlamaServerSamplesAsAsked(t *testing.T) {

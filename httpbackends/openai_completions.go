@@ -8,8 +8,9 @@ import (
 // and most servers speak: POST /v1/completions, data-only server-sent events,
 // "[DONE]" at the end. https://platform.openai.com/docs/api-reference/completions
 //
-// Beyond it, these extensions are read where a server sends them: token_ids in
-// a choice and usage on every event (vLLM), timings and __verbose.tokens
+// Beyond it, these extensions are read where a server sends them: token_ids and
+// prompt_token_ids in a choice and usage on every event (vLLM; in its chat
+// protocol the latter ids lie beside the choices), timings and __verbose.tokens
 // (llama-server), timings by phase (our Transformers server).
 type OpenAICompletions struct{}
 
@@ -62,7 +63,7 @@ func completionsChunk(a *answer, data []byte) error {
 	var (
 		s                      = scanner{b: data}
 		c                      choice
-		failure, verbose       []byte
+		failure, verbose, ids  []byte
 		choices, counted, flat bool
 		u                      = usage{output: -1}
 		t                      = timings{predicted: -1}
@@ -81,6 +82,8 @@ func completionsChunk(a *answer, data []byte) error {
 					s.skip()
 				}
 			}
+		case "prompt_token_ids":
+			ids = s.raw()
 		case "error":
 			failure = s.raw()
 		case "object":
@@ -111,6 +114,7 @@ func completionsChunk(a *answer, data []byte) error {
 	if verbose != nil && !a.stream {
 		c.ids = verbose
 	}
+	a.tr.PromptIDs = ints(ints(a.tr.PromptIDs, ids), c.promptIDs)
 	had := len(a.tr.Tokens)
 	a.tr.Tokens = ints(a.tr.Tokens, c.ids)
 	a.ids = len(a.tr.Tokens)
@@ -149,8 +153,8 @@ func completionsChunk(a *answer, data []byte) error {
 
 // choice is one of a chunk's choices, its strings raw.
 type choice struct {
-	text, thought, ids, reason []byte
-	finished                   bool
+	text, thought, ids, promptIDs, reason []byte
+	finished                              bool
 }
 
 func scanChoice(s *scanner) choice {
@@ -163,6 +167,8 @@ func scanChoice(s *scanner) choice {
 			c.text, c.thought = scanMessage(s)
 		case "token_ids":
 			c.ids = s.raw()
+		case "prompt_token_ids":
+			c.promptIDs = s.raw()
 		case "finish_reason":
 			c.reason, c.finished = s.text()
 			c.finished = c.finished && len(c.reason) > 0 // TGI: "" until the end

@@ -75,7 +75,7 @@ func TestProxyIsIgnored(t *testing.T) {
 			if _, err := b.dial(context.Background()); err == nil || !strings.Contains(err.Error(), "lookup nowhere.invalid") {
 				t.Errorf("dial: %v", err)
 			}
-			if err := b.get(context.Background(), b.client(), "/health", nil); err == nil || !strings.Contains(err.Error(), "lookup nowhere.invalid") {
+			if err := b.call(context.Background(), b.client(), http.MethodGet, "/health", nil, nil); err == nil || !strings.Contains(err.Error(), "lookup nowhere.invalid") {
 				t.Errorf("get: %v", err)
 			}
 			req := httptest.NewRequest(http.MethodGet, b.where(), nil)

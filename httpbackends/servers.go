@@ -56,6 +56,11 @@ type Server struct {
 	// decodes its JSON.
 	Identify func(info *bench.Info, get func(path string, into any) error) error
 
+	// Tokenize asks the server for the ids of a prompt as its Route would have
+	// them, BOS included; nil: it does not tell, or tells in the answer itself.
+	// post sends a body as JSON to a path of the endpoint and decodes the answer.
+	Tokenize func(prompt string, post func(path string, body, into any) error) ([]int32, error)
+
 	// Metrics are the series in which the server tells its own view.
 	Metrics Metrics
 

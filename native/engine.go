@@ -28,6 +28,7 @@ type Engine struct {
 	lib    library
 	handle *C.nb_engine
 	info   bench.Info
+	dir    string // of the library
 	addBOS bool
 	vocab  int // number of token ids
 
@@ -91,7 +92,7 @@ func Open(ctx context.Context, cfg Config, progress func(fraction float64)) (*En
 	if progress != nil {
 		progress(1)
 	}
-	e := &Engine{lib: lib, handle: *out}
+	e := &Engine{lib: lib, handle: *out, dir: cfg.Dir}
 	if err := e.describe(cfg); err != nil {
 		e.Close()
 		return nil, err
@@ -182,6 +183,9 @@ func (e *Engine) describe(cfg Config) error {
 
 // Info describes the engine, its model and its memory.
 func (e *Engine) Info() bench.Info { return e.info }
+
+// Vocab opens the vocabulary of the engine's model.
+func (e *Engine) Vocab() (*Vocab, error) { return OpenVocab(e.dir, e.info.Weights) }
 
 // Memory returns the engine's own account of its memory by device and part.
 func (e *Engine) Memory() []bench.MemoryPart {

@@ -41,6 +41,9 @@ func (*Engine) CountTokens(string) (int, error) { return 0, ErrLeftOut }
 // Tokenize returns ErrLeftOut.
 func (*Engine) Tokenize(string) ([]int32, error) { return nil, ErrLeftOut }
 
+// Vocab returns ErrLeftOut.
+func (*Engine) Vocab() (*Vocab, error) { return nil, ErrLeftOut }
+
 // Logits returns ErrLeftOut.
 func (*Engine) Logits([]int32, int) ([][]float32, error) { return nil, ErrLeftOut }
 

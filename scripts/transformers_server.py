@@ -107,7 +107,7 @@ class Job:
         self.id = f"cmpl-{uuid.uuid4().hex}"
         self.created = int(time.time())
         self.prompt_tokens = 0
-        self.context: list[int] = []  # the prompt's last ids
+        self.prompt_ids: list[int] = []
         self.ids: list[int] = []
         self.reason: str | None = None
         self.gone = threading.Event()  # nobody waits for the answer any more
@@ -249,7 +249,7 @@ class Model:
                 f"the prompt has {job.prompt_tokens} tokens, with {job.max_tokens} of output over the context of "
                 f"{self.context}: shorten it or lower max_tokens",
             )
-        job.context = prompt["input_ids"][0, -6:].tolist()
+        job.prompt_ids = prompt["input_ids"][0].tolist()
         begun()
         if job.seed is None:
             torch.seed()  # or the answer would follow from the seed of the request before
@@ -306,10 +306,12 @@ def application(args: argparse.Namespace) -> FastAPI:
     def sse(event: dict[str, Any]) -> bytes:
         return b"data: " + json.dumps(event, ensure_ascii=False).encode() + b"\n\n"
 
-    def choice(job: Job, text: str, ids: list[int], reason: str | None) -> dict[str, Any]:
+    def choice(job: Job, text: str, ids: list[int], reason: str | None, first: bool) -> dict[str, Any]:
         c: dict[str, Any] = {"index": 0, "text": text, "logprobs": None, "finish_reason": reason}
         if job.return_ids:
             c["token_ids"] = ids
+            # As vLLM does: with a whole answer, and with the first event of a stream.
+            c["prompt_token_ids"] = job.prompt_ids if first else None
         return c
 
     async def watch(request: Request, job: Job) -> None:
@@ -341,9 +343,9 @@ def application(args: argparse.Namespace) -> FastAPI:
             await run
         finally:
             watcher.cancel()
-        pieces = Text(state["model"].tokenizer, job.context)
+        pieces = Text(state["model"].tokenizer, job.prompt_ids[-6:])
         text = "".join([pieces.add(t) for t in job.ids]) + pieces.rest()
-        answer = envelope(job, [choice(job, text, job.ids, job.reason)])
+        answer = envelope(job, [choice(job, text, job.ids, job.reason, True)])
         return JSONResponse({**answer, "usage": job.usage(len(job.ids)), "timings": job.timings()})
 
     async def stream(request: Request, job: Job) -> Any:
@@ -356,10 +358,10 @@ def application(args: argparse.Namespace) -> FastAPI:
             raise Refused(499, "the client left before its turn")
 
         async def events() -> Any:
-            pieces, made = Text(state["model"].tokenizer, job.context), 0
+            pieces, made = Text(state["model"].tokenizer, job.prompt_ids[-6:]), 0
 
             def event(text: str, ids: list[int], reason: str | None) -> bytes:
-                answer = envelope(job, [choice(job, text, ids, reason)])
+                answer = envelope(job, [choice(job, text, ids, reason, bool(ids) and made == 1)])
                 if job.usage_on_each:
                     answer["usage"] = job.usage(made)
                 return sse(answer)

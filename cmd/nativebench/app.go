@@ -102,12 +102,14 @@ func newApp(known registry) *cli.App {
 		Commands: []*cli.Command{
 			compareCommand(known),
 			runCommand(known),
+			verifyCommand(known),
 			reportCommand(),
 			explainCommand(),
 			modelsCommand(),
 			doctorCommand(),
 			completionCommand(),
 			cellCommand(known),
+			askCommand(known),
 		},
 	}
 	app.Action = func(c *cli.Context) error {

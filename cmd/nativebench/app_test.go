@@ -175,6 +175,15 @@ func TestRefusals(t *testing.T) {
 		{"completion"},
 		{"completion", "tcsh"},
 		{"cell"},
+		{"verify", "chat"},
+		{"verify", "--backends", "fake"},
+		{"verify", "--backends", "fake,twin", "--prompts", "0"},
+		{"verify", "--backends", "fake,twin", "--format", "pdf"},
+		{"verify", "--backends", "fake,twin", "--temperature", "0"},
+		{"verify", "--backends", "fake,twin", "--sampled", "--seeds", "10"},
+		{"verify", "--backends", "fake,absent"},
+		{"verify", "--backends", "fake,twin", "--model", "gpt3"},
+		{"ask"},
 	}
 	var got strings.Builder
 	for _, args := range lines {

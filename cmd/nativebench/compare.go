@@ -114,6 +114,9 @@ func (s *setup) runAndReport(c *cli.Context, stop *stopper, manifest *results.Ma
 		return reportErr
 	}
 	fmt.Fprintf(c.App.ErrWriter, "\nrun directory: %s\n", s.out)
+	for _, line := range notOneModel(x.manifest) {
+		fmt.Fprintln(c.App.ErrWriter, line)
+	}
 	switch {
 	case err != nil:
 		return exitStatus(exitError)

@@ -116,8 +116,9 @@ func TestEndpoint(t *testing.T) {
 					t.Errorf("asked %v", body)
 				}
 			}
-			// One to see that it makes tokens, then each mode's warm-up and four.
-			if n := len(asked()); n != 1+2*(1+4) {
+			// One to see that it makes tokens, the prompts that verify asks, then each
+			// mode's warm-up and four.
+			if n := len(asked()); n != 1+vetPrompts+2*(1+4) {
 				t.Errorf("%d requests", n)
 			}
 			if strings.Contains(stdout+stderr, key) {

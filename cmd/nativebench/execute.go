@@ -25,6 +25,7 @@ type execution struct {
 	manifest *results.Manifest
 	attempt  map[string]int // the next one, by cell
 	seats    *seats
+	vetting  *vetting // nil: not to be done
 	command  []string // argv of the process of a cell
 	env      []string // its environment; nil: this process's
 	failed   int      // cells that failed, or whose requests did
@@ -39,7 +40,11 @@ func (x *execution) run(todo []int) (err error) {
 	x.seats.alone = (hasGPU() || len(x.gpus.used) > 0) && x.engine.GPULayers != 0
 	x.seats.gpus, x.seats.stopped = x.gpus, x.noteReleased
 	x.left = len(todo)
+	if err := x.newVetting(); err != nil {
+		return err
+	}
 	defer func() {
+		x.vetting.close()
 		x.show.clear()
 		if stopErr := x.seats.close(); stopErr != nil {
 			x.show.note("warning: " + stopErr.Error())
@@ -53,6 +58,12 @@ func (x *execution) run(todo []int) (err error) {
 			return nil
 		}
 		x.show.start(at)
+		if err := x.vetModel(x.cells[i].Model); err != nil {
+			return err
+		}
+		if x.stop.stopped() {
+			return nil
+		}
 		if err := x.cell(x.cells[i]); err != nil {
 			return err
 		}
@@ -78,20 +89,25 @@ func (x *execution) pause(d time.Duration) bool {
 
 // place says where a backend serves a model.
 func (x *execution) place(name, modelKey string) place {
+	return x.setup.place(name, modelKey, x.w.LogDir())
+}
+
+// place says where a backend serves a model; its log goes into logDir.
+func (s *setup) place(name, modelKey, logDir string) place {
 	p := place{
-		engineDir: x.engineDir, slots: x.slots(),
-		endpoint: x.plan.Endpoints[name], servedModel: x.plan.ServedModels[name], keyVariable: x.plan.KeyVariables[name],
-		docker: x.plan.Launch == launchDocker,
-		chat:   x.plan.Route == "chat", prefixCache: x.plan.PrefixCache, insecure: x.plan.Insecure,
+		engineDir: s.engineDir, slots: s.slots(),
+		endpoint: s.plan.Endpoints[name], servedModel: s.plan.ServedModels[name], keyVariable: s.plan.KeyVariables[name],
+		docker: s.plan.Launch == launchDocker,
+		chat:   s.plan.Route == "chat", prefixCache: s.plan.PrefixCache, insecure: s.plan.Insecure,
 	}
 	p.model, _ = plan.ModelByKey(modelKey) // the plan was validated
-	if m := x.models[modelKey]; m != nil {
+	if m := s.models[modelKey]; m != nil {
 		p.weights, p.context = m.file, m.context
 	} else {
-		p.context = x.plan.SlotContext(p.model)
+		p.context = s.plan.SlotContext(p.model)
 	}
-	p.engine = x.engine.Resolve(p.slots, p.context)
-	p.log = filepath.Join(x.w.LogDir(), name+"."+modelKey+".log")
+	p.engine = s.engine.Resolve(p.slots, p.context)
+	p.log = filepath.Join(logDir, name+"."+modelKey+".log")
 	return p
 }
 
@@ -124,6 +140,9 @@ func (x *execution) cell(c plan.Cell) error {
 	}
 	if died != "" {
 		ev.Warnings = append(ev.Warnings, "before this cell, "+died+"; it was started again")
+	}
+	if err := x.vet(b, seat, c.Model); err != nil {
+		return err
 	}
 	return x.measure(c, job, seat, started, ev.Warnings)
 }
@@ -344,10 +363,13 @@ func oneLine(err error) string {
 
 // cellProcess is the command line of the process of a cell: this program
 // again.
-func cellProcess() ([]string, error) {
+func cellProcess() ([]string, error) { return thisProgram("cell") }
+
+// thisProgram is the command line of a hidden command of this program.
+func thisProgram(command string) ([]string, error) {
 	exe, err := os.Executable()
 	if err != nil {
-		return nil, fmt.Errorf("this program's own file, which runs the cells, is not known: %w", err)
+		return nil, fmt.Errorf("this program's own file, which it runs again for every backend, is not known: %w", err)
 	}
-	return []string{exe, "cell"}, nil
+	return []string{exe, command}, nil
 }

@@ -135,6 +135,9 @@ func (s *setup) demand(m *model, slots, context int) demand {
 	e := s.engine.Resolve(slots, context)
 	python := len(s.wantDirectory())
 	engines := len(s.holders()) - python
+	if s.inTurn {
+		engines, python = min(engines, 1), min(python, 1)
+	}
 	weights, params := m.weightBytes(), m.shape.Params
 	kv, buffers := kvBytes(m.shape, slots, context, e.CacheType), bufferBytes(m.shape, slots, context, e)
 	shape := fmt.Sprintf("KV cache %s = %d slots × %d tokens × %s", gib(kv), slots, context, kib(m.shape.KVPerToken*elementBytes(e.CacheType)))

@@ -36,6 +36,7 @@ func planFlags() []cli.Flag {
 		&cli.StringFlag{Name: "launch", Category: flagsServers, Value: launchProcess, Usage: "`HOW`: to start servers without an endpoint: process, docker (vllm and tgi in their pinned images, the others as processes), none"},
 		&cli.StringFlag{Name: "route", Category: flagsServers, Value: "completions", Usage: "`ROUTE`: completions (the prompt is rendered here, so that all get the same text), chat (the server renders it)"},
 		&cli.BoolFlag{Name: "prefix-cache", Category: flagsServers, Usage: "let servers reuse the KV cache of earlier prompts"},
+		&cli.BoolFlag{Name: "no-verify", Category: flagsHow, Usage: "do not check first, with a few prompts, that all backends run the same model"},
 		&cli.BoolFlag{Name: "insecure", Category: flagsServers, Usage: "do not verify TLS certificates of endpoints"},
 		&cli.BoolFlag{Name: "ignore-eos", Category: flagsWhat, Usage: "go on past end-of-sequence until the cap: answers of equal length"},
 		&cli.Uint64Flag{Name: "seed", Category: flagsWhat, Value: d.Seed, Usage: "of the choice of prompts and of sampling; at most 2147483647"},
@@ -129,6 +130,8 @@ func applyOneFlag(c *cli.Context, name string, p *plan.Plan) {
 		p.Route = c.String(name)
 	case "prefix-cache":
 		p.PrefixCache = c.Bool(name)
+	case "no-verify":
+		p.NoVerify = c.Bool(name)
 	case "insecure":
 		p.Insecure = c.Bool(name)
 	case "ignore-eos":

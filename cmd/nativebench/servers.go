@@ -83,13 +83,14 @@ type serverSpec struct {
 	PrefixCache bool   `json:"prefix_cache,omitempty"`
 	Insecure    bool   `json:"insecure,omitempty"`
 	Context     int    `json:"context,omitempty"`
+	TokenIDs    bool   `json:"token_ids,omitempty"`    // see httpbackends.Config; not for measuring
 	KeyVariable string `json:"key_variable,omitempty"` // environment variable with the API key
 }
 
 func (s serverSpec) config(row httpbackends.Server) httpbackends.Config {
 	return httpbackends.Config{
 		Server: row, Endpoint: s.Endpoint, Model: s.Model, Weights: s.Weights, Synthetic: s.Synthetic,
-		Launched: s.Launched, Chat: s.Chat, PrefixCache: s.PrefixCache, Insecure: s.Insecure, Context: s.Context,
+		Launched: s.Launched, Chat: s.Chat, PrefixCache: s.PrefixCache, Insecure: s.Insecure, Context: s.Context, TokenIDs: s.TokenIDs,
 		APIKey: os.Getenv(s.KeyVariable), // of "" there is none
 	}
 }

@@ -44,6 +44,8 @@ type setup struct {
 	format      string
 	yes         bool
 
+	inTurn bool // one backend is loaded at a time
+
 	resumed      *results.Run      // what is there already; nil for a new run
 	resumedPaths map[string]string // the weights it began with, by model
 	resumedDirs  map[string]string // the same as Hugging Face directories
@@ -298,7 +300,14 @@ func (s *setup) notes() []string {
 		notes = append(notes, fmt.Sprintf("%s: computing in float32, which is what they do best on a CPU; native and llama-server compute with %s weights", strings.Join(names, ", "), strings.Join(types, ", ")))
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.plan.Endpoints)) {
-		notes = append(notes, fmt.Sprintf("%s runs at %s and was not started here: that it serves %s with these weights, and with its caches off, was not checked", name, s.plan.Endpoints[name], strings.Join(s.plan.Models, ", ")))
+		unchecked := "that its caches are off"
+		if s.plan.NoVerify || len(s.plan.Backends) < 2 {
+			unchecked = fmt.Sprintf("that it serves %s with these weights, and with its caches off,", strings.Join(s.plan.Models, ", "))
+		}
+		notes = append(notes, fmt.Sprintf("%s runs at %s and was not started here: %s was not checked", name, s.plan.Endpoints[name], unchecked))
+	}
+	if s.plan.NoVerify && len(s.plan.Backends) > 1 {
+		notes = append(notes, "that the backends run the same model was not checked (--no-verify)")
 	}
 	for _, c := range s.counts {
 		if !c.Exact {

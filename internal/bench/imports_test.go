@@ -27,6 +27,7 @@ func arrows() map[string][]string {
 		"internal/convert":                 {"internal/gguf", "internal/launch"},
 		"internal/hub/hubtest":             {},
 		"internal/bench/benchtest":         {"internal/bench"},
+		"internal/verify":                  {"internal/stats"},
 		"internal/plan":                    {"internal/bench"},
 		"internal/results":                 {"internal/bench"},
 		"internal/measure":                 {"internal/stats", "internal/bench"},

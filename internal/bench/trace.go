@@ -24,6 +24,9 @@ type Trace struct {
 
 	Text   []byte  `json:"-"` // the answer; results keeps it as a string
 	Tokens []int32 `json:"-"` // its token ids where the backend tells them
+	// PromptIDs are the prompt's token ids, BOS included, where the backend was
+	// asked for ids and tells those too.
+	PromptIDs []int32 `json:"-"`
 
 	Phases Phases `json:"phases_ns,omitzero"` // where the time went inside the engine, when it can tell
 	Server Server `json:"server,omitzero"`    // the server's own account, when it gives one
@@ -111,7 +114,7 @@ func NewTrace(maxTokens int) *Trace {
 
 // Reset empties the trace and keeps its memory.
 func (tr *Trace) Reset() {
-	*tr = Trace{Marks: tr.Marks[:0], Tokens: tr.Tokens[:0], Text: tr.Text[:0], Warnings: tr.Warnings[:0]}
+	*tr = Trace{Marks: tr.Marks[:0], Tokens: tr.Tokens[:0], Text: tr.Text[:0], PromptIDs: tr.PromptIDs[:0], Warnings: tr.Warnings[:0]}
 }
 
 // Mark notes that n tokens in all had arrived by t. It never allocates: a mark

@@ -53,6 +53,8 @@ type Plan struct {
 	Route string `json:"route,omitempty"`
 	// PrefixCache lets servers reuse the KV cache of earlier prompts.
 	PrefixCache bool `json:"prefix_cache,omitempty"`
+	// NoVerify leaves out the check that all backends run the same model.
+	NoVerify bool `json:"no_verify,omitempty"`
 	// Insecure takes any TLS certificate.
 	Insecure bool `json:"insecure,omitempty"`
 	// PromptFile is a user's own prompts in place of the built-in ones.

@@ -115,6 +115,7 @@ func (v *runView) build() {
 		for _, s := range l.seats {
 			s.comparePrompts(l.seats[0])
 			s.compareAnswers(l.seats[0])
+			s.compareModel(l.Model, v.Manifest.SameModel)
 		}
 	}
 }
@@ -286,6 +287,16 @@ func (s *seat) compareAnswers(ref *seat) {
 	}
 	if d := measure.Lengths(s.summary, ref.summary); math.Abs(d-1) > answersDiffer {
 		s.remarks = append(s.remarks, fmt.Sprintf("answers to the same requests held %.2f× as many tokens as %s's: total latency and requests/s compare different work; --ignore-eos makes them equal", d, ref.backend))
+	}
+}
+
+// compareModel remarks what was found before measuring, where that is not the
+// reference's model.
+func (s *seat) compareModel(model string, found []results.SameModel) {
+	for _, m := range found {
+		if !m.OK && m.Model == model && m.Backend == s.backend {
+			s.remarks = append(s.remarks, sameModelText(m))
+		}
 	}
 }
 

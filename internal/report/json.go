@@ -65,6 +65,7 @@ type jsonRun struct {
 	Models      []results.Model       `json:"models"`
 	Counts      []results.PromptCount `json:"prompt_counts"`
 	Backends    []results.Backend     `json:"backends"`
+	SameModel   []results.SameModel   `json:"same_model,omitempty"`
 	Reference   string                `json:"reference"`
 	Damage      []string              `json:"damage"`
 	Cells       []jsonCell            `json:"cells"`

@@ -77,6 +77,13 @@ func (v *runView) heading() section {
 	for _, c := range m.PromptCounts {
 		say("prompts", "%s", countText(c))
 	}
+	for _, same := range m.SameModel {
+		f := fact{name: "same model", text: sameModelText(same)}
+		if !same.OK {
+			f.name, f.tone = "WARNING", alarm
+		}
+		s.facts = append(s.facts, f)
+	}
 	say("machine", "%s", environment(m.Environment))
 	if why := m.Environment.GPUsMissing; why != "" {
 		say("gpu", "%s", why)
@@ -101,6 +108,31 @@ func (v *runView) heading() section {
 		}
 	}
 	return s
+}
+
+// sameModelText says what was found of a backend before it was measured.
+func sameModelText(m results.SameModel) string {
+	text := fmt.Sprintf("%s = %s (%s): %s", m.Backend, m.Reference, m.Model, m.Verdict)
+	switch {
+	case m.OK:
+		by := "the same number of prompt tokens"
+		switch m.PromptsBy {
+		case "ids":
+			by = "the same prompt tokens"
+		case "":
+			by = "prompt tokens not told"
+		}
+		text += fmt.Sprintf(", %s, %s, %d of %d greedy answers equal", count(m.Prompts, "prompt"), by, m.AnswersEqual, m.Prompts)
+		if m.Why != "" {
+			text += "; " + m.Why
+		}
+		return text
+	case m.Verdict == "different":
+		text = fmt.Sprintf("%s does NOT run the same model as %s (%s), so that their numbers must not be compared", m.Backend, m.Reference, m.Model)
+	default:
+		text = fmt.Sprintf("whether %s runs the same model as %s (%s) could not be verified", m.Backend, m.Reference, m.Model)
+	}
+	return text + ": " + m.Why
 }
 
 // backendText is a backend as it described itself.

@@ -346,6 +346,32 @@ func TestSyntheticWeightsAreNamed(t *testing.T) {
 	}
 }
 
+// What was found of the models stands in the head of a report; a mismatch also
+// at every table and row.
+func TestSameModelIsSaid(t *testing.T) {
+	for _, c := range []struct {
+		found results.SameModel
+		want  string
+		notes bool
+	}{
+		{results.SameModel{OK: true, Verdict: "identical", Prompts: 4, PromptsBy: "ids", AnswersEqual: 4}, "llama-server = native (gpt2): identical, 4 prompts, the same prompt tokens, 4 of 4 greedy answers equal", false},
+		{results.SameModel{OK: true, Verdict: "numerically close", Prompts: 4, PromptsBy: "counts", AnswersEqual: 3, Why: "a tie"}, "the same number of prompt tokens, 3 of 4 greedy answers equal; a tie", false},
+		{results.SameModel{Verdict: "different", Cause: "weights", Why: "other weights"}, "llama-server does NOT run the same model as native (gpt2), so that their numbers must not be compared: other weights", true},
+		{results.SameModel{Verdict: "not verified", Why: "it crashed"}, "whether llama-server runs the same model as native (gpt2) could not be verified: it crashed", true},
+	} {
+		c.found.Model, c.found.Reference, c.found.Backend = "gpt2", "native", "llama-server"
+		run := answersRun(func(*results.Record) {})
+		run.Manifest.SameModel = []results.SameModel{c.found}
+		for _, f := range Formats() {
+			out := string(write(t, func(b *bytes.Buffer) error { return f.Write(b, []*results.Run{run}, Options{}) }))
+			said := strings.Contains(strings.Join(strings.Fields(out), " "), c.want)
+			if inRows := f.Name == "csv" || f.Name == "json"; said != (c.notes || !inRows) {
+				t.Errorf("%s: %q is said: %v\n%s", f.Name, c.want, said, out)
+			}
+		}
+	}
+}
+
 // TestRelativesAreNamed: no format shows numbers of a shortened relative as the
 // model's, and what stands in for a vocabulary is told.
 func TestRelativesAreNamed(t *testing.T) {

@@ -37,6 +37,9 @@ type Manifest struct {
 	// PromptCounts say, by model, how prompts were counted before they were sent.
 	PromptCounts []PromptCount `json:"prompt_counts,omitempty"`
 	Backends     []Backend     `json:"backends"` // as they answered; filled as they start
+	// SameModel is what was found, before measuring, of whether the backends run
+	// the same model; filled as they start. Empty where it was not asked.
+	SameModel []SameModel `json:"same_model,omitempty"`
 }
 
 // Cell names one planned cell and what is needed to group it, so that reports
@@ -176,6 +179,25 @@ type Backend struct {
 	GPU []GPUHeld `json:"gpu,omitempty"`
 	// Settings, nil where nativebench does not set them.
 	Settings *Settings `json:"settings,omitempty"`
+}
+
+// SameModel is a backend set against the reference before it was measured: the
+// same prompts, greedily.
+type SameModel struct {
+	Model     string `json:"model"`
+	Reference string `json:"reference"`
+	Backend   string `json:"backend"`
+	OK        bool   `json:"ok"`              // their numbers are of one model
+	Verdict   string `json:"verdict"`         // identical, numerically close, different, not verified
+	Cause     string `json:"cause,omitempty"` // of different: bos_twice, template, weights, dtype, …
+	Why       string `json:"why,omitempty"`   // one clause
+
+	Prompts      int    `json:"prompts"`       // that both answered
+	PromptsBy    string `json:"prompts_by"`    // prompt tokens were compared by: ids, counts; "": not told
+	PromptsEqual int    `json:"prompts_equal"` // of Prompts
+	AnswersBy    string `json:"answers_by"`    // ids, text
+	AnswersEqual int    `json:"answers_equal"` // of Prompts
+	Tokens       int    `json:"tokens"`        // equal ones, before a first difference
 }
 
 // Settings are what an engine was started with, numbers resolved: the engines

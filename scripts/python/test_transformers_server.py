@@ -100,6 +100,9 @@ class Server(unittest.TestCase):
             last, choices = events[-1], [e["choices"][0] for e in events[:-1]]
             self.assertEqual("".join(c["text"] for c in choices), whole["choices"][0]["text"])
             self.assertEqual([t for c in choices for t in c["token_ids"]], whole["choices"][0]["token_ids"])
+            told = [c["prompt_token_ids"] for c in choices]
+            self.assertEqual(len(whole["choices"][0]["prompt_token_ids"]), 4)
+            self.assertEqual(told, [whole["choices"][0]["prompt_token_ids"]] + [None] * (len(told) - 1))
             self.assertEqual([c["finish_reason"] for c in choices], [None] * (len(choices) - 1) + ["length"])
             counts = [e["usage"]["completion_tokens"] for e in events[:-1]]
             self.assertEqual(counts[:40], list(range(1, 41)))

@@ -1,0 +1,114 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nativebench/nativebench/httpbackends"
+	"github.com/nativebench/nativebench/internal/plan"
+	"github.com/nativebench/nativebench/internal/results"
+	"github.com/nativebench/nativebench/internal/verify"
+)
+
+// Where one server runs at a time, each is asked when it is started for its first
+// cell: none is started for the check alone. Elsewhere all are asked before.
+func TestVettingStartsNoServerTwice(t *testing.T) {
+	t.Setenv(asProgram, "1")
+	t.Setenv("GORACE", noSleep)
+	for _, alone := range []bool{true, false} {
+		starts := map[string]int{}
+		known := testRegistry()
+		for i, b := range known {
+			if b.name != "twin" && b.name != "crash" {
+				continue
+			}
+			known[i].server = &httpbackends.Server{Name: b.name}
+			known[i].ready = func(ctx context.Context, p place) (*seat, error) {
+				starts[b.name]++
+				return b.ready(ctx, p)
+			}
+		}
+		s := &setup{known: known, plan: plan.Default()}
+		s.plan.Backends, s.plan.Tasks = []string{"fake", "twin", "crash"}, []string{"chat"}
+		var err error
+		if s.cells, err = s.plan.Cells(); err != nil {
+			t.Fatal(err)
+		}
+		s.resolveThreads()
+		if err := s.makePrompts(); err != nil {
+			t.Fatal(err)
+		}
+		var said bytes.Buffer
+		x := &execution{setup: s, stop: listen(t.Context(), io.Discard), show: newProgress(&said, s.cells), manifest: &results.Manifest{Schema: results.Schema}}
+		defer x.stop.close()
+		if x.w, err = results.Create(filepath.Join(t.TempDir(), "run"), x.manifest); err != nil {
+			t.Fatal(err)
+		}
+		defer x.w.Close()
+		x.seats = newSeats(x.place)
+		x.seats.alone = alone
+		if err := x.newVetting(); err != nil {
+			t.Fatal(err)
+		}
+		defer x.vetting.close()
+		if err := x.vetModel("gpt2"); err != nil {
+			t.Fatal(err)
+		}
+		if want := map[bool]int{true: 0, false: 2}[alone]; len(starts) != want || len(x.manifest.SameModel) != want {
+			t.Errorf("alone %v: started %v before, found %+v", alone, starts, x.manifest.SameModel)
+		}
+		for _, name := range []string{"twin", "crash", "twin"} {
+			b, err := known.find(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			seat, _, _, err := x.seats.get(t.Context(), b, "gpt2")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := x.vet(b, seat, "gpt2"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		found := x.manifest.SameModel
+		if len(found) != 2 || found[0].Backend != "twin" || found[1].Backend != "crash" || found[1].Verdict != string(verify.Failed) {
+			t.Fatalf("alone %v: %+v", alone, found)
+		}
+		if !strings.Contains(found[1].Why, "panic: the engine fell over") || !strings.Contains(said.String(), "WARNING: whether crash runs the same model as fake") {
+			t.Errorf("%q\n%s", found[1].Why, said.String())
+		}
+		// Alone, the first one was stopped for the second, and started again.
+		if want := map[bool]int{true: 2, false: 1}[alone]; starts["twin"] != want || starts["crash"] != 1 {
+			t.Errorf("alone %v: started %v", alone, starts)
+		}
+	}
+}
+
+// Ctrl-C ends verify and what it started; no logs are left.
+func TestVerifyIsStopped(t *testing.T) {
+	dir := t.TempDir()
+	cmd := program(t, []string{fakeGate + "=" + filepath.Join(dir, "never"), "TMPDIR=" + dir}, "verify", "--backends", "fake,twin", "--prompts", "5")
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for len(childrenOf(cmd.Process.Pid)) == 0 && t.Context().Err() == nil { // its fourth answer never comes
+		time.Sleep(2 * time.Millisecond)
+	}
+	cmd.Process.Signal(syscall.SIGINT)
+	cmd.Wait() //nolint:errcheck // its status is looked at
+	if code := cmd.ProcessState.ExitCode(); code != exitInterrupted || strings.Contains(out.String(), "panic") {
+		t.Errorf("status %d: %s", code, out.String())
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left are %v, %v", left, err)
+	}
+}
