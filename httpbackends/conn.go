@@ -237,6 +237,11 @@ func (w *wire) fresh() bool {
 	return w.tcp.open()
 }
 
+// handshakeError is of TLS, on a connection that was accepted.
+type handshakeError struct{ error }
+
+func (e *handshakeError) Unwrap() error { return e.error }
+
 // open connects, with TLS if conf is not nil.
 func open(ctx context.Context, addr string, conf *tls.Config) (*wire, error) {
 	t0 := bench.Now()
@@ -249,7 +254,7 @@ func open(ctx context.Context, addr string, conf *tls.Config) (*wire, error) {
 		secured := tls.Client(tcp, conf)
 		if err := secured.HandshakeContext(ctx); err != nil {
 			tcp.Close()
-			return nil, err
+			return nil, &handshakeError{err}
 		}
 		w.Conn = secured
 	}

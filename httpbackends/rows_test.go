@@ -244,7 +244,7 @@ func TestIdentify(t *testing.T) {
 			"",
 		},
 		{openAIServer(), "", map[string]string{"/v1/models": `{"data":[{"id":"a"},{"id":"b"}]}`}, bench.Info{}, "2 models (a, b)"},
-		{openAIServer(), "b", map[string]string{"/v1/models": `{"data":[{"id":"a"},{"id":"b"}]}`}, bench.Info{Model: "b", Version: "version not told"}, ""},
+		{openAIServer(), "b", map[string]string{"/v1/models": `{"data":[{"id":"a"},{"id":"b"}]}`}, bench.Info{Model: "b", Engine: "an OpenAI-compatible server", Version: "(it does not tell which)"}, ""},
 	} {
 		info := bench.Info{Model: tc.asked}
 		err := tc.row.Identify(&info, func(path string, into any) error {

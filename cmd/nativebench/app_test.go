@@ -70,6 +70,14 @@ func TestRefusals(t *testing.T) {
 		{"compare", "--backends", "natve"},
 		{"compare", "--backends", "fake,absent"},
 		{"compare", "--endpoint", "vllm"},
+		{"compare", "http://me:PASSw0rd@127.0.0.1:1"},
+		{"http://me:PASSw0rd@127.0.0.1:1"},
+		{"compare", "--endpoint", "http://me:PASSw0rd@127.0.0.1:1"},
+		{"compare", "--endpoint", "http://127.0.0.1:1/?key=PASSw0rd"},
+		{"compare", "--endpoint", "openai=http://127.0.0.1:1/?key=PASSw0rd"},
+		{"compare", "--endpoint", "vllm=http://127.0.0.1:1", "--endpoint", "vllm=http://127.0.0.1:2"},
+		{"compare", "--endpoint", "openai=http://127.0.0.1:1", "--backends", "fake", "--api-key-env", "openai=hf_PASSw0rd"},
+		{"compare", "--backends", "fake,tgi"},
 		{"compare", "--endpoint", "vlm=http://127.0.0.1:1"},
 		{"compare", "--endpoint", "native=http://127.0.0.1:1"},
 		{"compare", "--endpoint", "vllm=127.0.0.1:1"},
@@ -138,6 +146,9 @@ func TestRefusals(t *testing.T) {
 		code, stdout, stderr := invoke(t, args...)
 		if code != exitUsage || stdout != "" || strings.Count(stderr, "\n") != 1 {
 			t.Errorf("%q: status %d, stdout %q, stderr %q", args, code, stdout, stderr)
+		}
+		if strings.Contains(stderr, "PASSw0rd") {
+			t.Errorf("a secret is printed: %s", stderr)
 		}
 		fmt.Fprintf(&got, "$ nativebench %s\n%s", strings.Join(args, " "), stderr)
 	}

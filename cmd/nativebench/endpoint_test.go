@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/nativebench/nativebench/internal/results"
 )
 
 // servedName is what that server calls its model.
@@ -170,6 +172,32 @@ func TestListeners(t *testing.T) {
 	for _, elsewhere := range []string{"http://192.0.2.1:80", "http://example.invalid", "not a URL\x7f"} {
 		if got := listeners(elsewhere)(); len(got) != 0 {
 			t.Errorf("%q: processes %v", elsewhere, got)
+		}
+	}
+}
+
+// Runs that begin in the same second get directories of their own.
+func TestDefaultNameIsFree(t *testing.T) {
+	t.Chdir(t.TempDir())
+	args := []string{"run", "--backend", "fake", "--task", "chat", "--mode", "sync", "--repeat", "1", "--requests", "1", "--format", "none"}
+	const runs = 4
+	for range runs { // some of them within one second
+		if code, _, stderr := invoke(t, args...); code != exitOK {
+			t.Fatalf("status %d: %s", code, stderr)
+		}
+	}
+	if list, err := os.ReadDir("runs"); err != nil || len(list) != runs {
+		t.Errorf("%v, %v: want %d directories", list, err, runs)
+	}
+	s := setup{out: "runs/x", ownName: true}
+	for _, want := range []string{"runs/x", "runs/x-2", "runs/x-3"} {
+		s.out = "runs/x" // as if checked at the same time
+		w, err := s.create(&results.Manifest{Schema: results.Schema})
+		if err != nil || s.out != want {
+			t.Fatalf("%s, %v; want %s", s.out, err, want)
+		}
+		if err := w.Close(); err != nil {
+			t.Error(err)
 		}
 	}
 }

@@ -171,6 +171,25 @@ func applyOneFlag(c *cli.Context, name string, p *plan.Plan) {
 	}
 }
 
+// checkPairs refuses NAME=VALUE flags that would be read otherwise than meant.
+// A URL is not quoted: it may hold a password.
+func checkPairs(c *cli.Context) error {
+	for _, flag := range []string{"endpoint", "served-model", "api-key-env"} {
+		seen := map[string]bool{}
+		for _, pair := range c.StringSlice(flag) {
+			name, _, _ := strings.Cut(pair, "=")
+			switch {
+			case strings.Contains(name, "://"):
+				return refuse("--%s: a URL stands where NAME= should: write --%s NAME=…, for example --endpoint vllm=http://127.0.0.1:8000", flag, flag)
+			case seen[name]:
+				return refuse("--%s %s: given twice; give it once (two servers of one kind are two runs: nativebench report DIR DIR sets them side by side)", flag, name)
+			}
+			seen[name] = true
+		}
+	}
+	return nil
+}
+
 // pairs takes NAME=VALUE apart; what has no "=" gets the value "", which
 // checkServers refuses.
 func pairs(list []string) map[string]string {

@@ -46,6 +46,9 @@ func serverBackend(row httpbackends.Server) backend {
 	switch {
 	case row.Program == "":
 		about = fmt.Sprintf("%s that runs already, at --endpoint %s=URL", row.Engine, row.Name)
+		if row.Image != "" {
+			about += "; or started by --launch docker"
+		}
 	case row.Python != "":
 		about = fmt.Sprintf("%s; made ready by `scripts/python-env.sh %s`", row.Engine, row.Python)
 	}
@@ -267,6 +270,8 @@ func hasGPU() bool {
 func programOf(row httpbackends.Server, engineDir string) (string, error) {
 	dir, advice := engineDir, fmt.Sprintf("run `make engine` to build it, set %s to its folder", native.EnvDir)
 	switch {
+	case row.Program == "" && row.Image != "":
+		return "", fmt.Errorf("%s is started in a container only: give --launch docker, or --endpoint %s=URL of one that runs, or choose other --backends", row.Name, row.Name)
 	case row.Program == "":
 		return "", fmt.Errorf("%s is not started by nativebench: give --endpoint %s=URL of one that runs, or choose other --backends", row.Name, row.Name)
 	case row.Python != "":

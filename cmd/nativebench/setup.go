@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -36,6 +37,7 @@ type setup struct {
 	hfDir     string // the same as a Hugging Face directory; "": none
 	dtype     string // of synthetic weights
 	out       string
+	ownName   bool // out is not of --out
 	format    string
 	yes       bool
 
@@ -62,9 +64,19 @@ func newSetup(c *cli.Context, known registry, base plan.Plan) *setup {
 		s.engineDir = native.DefaultDir()
 	}
 	if s.out == "" {
-		s.out = filepath.Join("runs", time.Now().UTC().Format("20060102-150405")+"-"+strings.Join(s.plan.Models, "+"))
+		s.out, s.ownName = freeName(filepath.Join("runs", time.Now().UTC().Format("20060102-150405")+"-"+strings.Join(s.plan.Models, "+"))), true
 	}
 	return s
+}
+
+// freeName is the name, with the first number appended under which nothing is
+// there yet.
+func freeName(name string) string {
+	for free, n := name, 2; ; free, n = fmt.Sprintf("%s-%d", name, n), n+1 {
+		if _, err := os.Lstat(free); err != nil {
+			return free
+		}
+	}
 }
 
 // absolute makes a path that stays right when a run is resumed elsewhere.
@@ -247,6 +259,9 @@ func (s *setup) wantDirectory() []backend {
 	})
 }
 
+// variableName is how variables that hold keys are named; few keys look so.
+var variableName = regexp.MustCompile(`^[A-Z_][A-Z0-9_]*$`)
+
 // checkServers refuses endpoints and routes that cannot be had.
 func (s *setup) checkServers() error {
 	for _, of := range []struct {
@@ -269,8 +284,11 @@ func (s *setup) checkServers() error {
 				}
 			case s.plan.Endpoints[name] == "":
 				return refuse("--%s %s: it goes with --endpoint %s=URL", of.flag, name, name)
-			case of.flag == "api-key-env" && os.Getenv(value) == "":
+			case of.flag == "api-key-env" && os.Getenv(value) != "":
+			case of.flag == "api-key-env" && variableName.MatchString(value):
 				return refuse("--api-key-env %s=%s: that variable is not set", name, value)
+			case of.flag == "api-key-env": // perhaps the key itself, which is not repeated
+				return refuse("--api-key-env %s: what follows names no variable that is set: export the key in one and give its name", name)
 			}
 		}
 	}
