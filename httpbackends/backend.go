@@ -46,6 +46,10 @@ type Config struct {
 	// Insecure takes any TLS certificate; Info notes it.
 	Insecure bool
 
+	// Version and Build are for Info, if the server does not tell its version:
+	// of the Python environment that it was started from.
+	Version, Build string
+
 	Weights   string // for Info, if the caller knows better than the server
 	Synthetic bool   // for Info
 	Device    string // for Info
@@ -109,8 +113,12 @@ func Open(ctx context.Context, cfg Config) (bench.Backend, error) {
 		if err := cfg.Server.Identify(&b.info, get); errors.As(err, new(*deniedError)) {
 			return nil, bench.Fail(bench.Refused, "%s at %s: %w", name, b.where(), err)
 		} else if err != nil {
-			return nil, notReady(err, fmt.Errorf("%s at %s does not say that it is one, so it may be another kind of server: %w", name, b.where(), err))
+			return nil, notReady(err, fmt.Errorf("%s at %s does not say that it is one, so it may be another kind of server (--endpoint openai=URL takes any with OpenAI's protocol): %w", name, b.where(), err))
 		}
+	}
+	if cfg.Version != "" && b.info.Version == versionNotTold {
+		b.info.Version, b.info.Build = cfg.Version, cfg.Build
+		b.info.Notes = append(b.info.Notes, "it does not tell its version: that is of the packages in the Python environment it was started from")
 	}
 	if cfg.Model != "" && b.info.Model != "" && cfg.Model != b.info.Model {
 		return nil, fmt.Errorf("%s at %s serves model %q, not %q: start it with that model, or give another endpoint", name, b.where(), b.info.Model, cfg.Model)
@@ -124,6 +132,9 @@ func Open(ctx context.Context, cfg Config) (bench.Backend, error) {
 	b.info.Notes = append(b.info.Notes, fmt.Sprintf("opening a connection took %.3f ms (the first one; not part of any request's time)", float64(opened)/1e6))
 	return b, nil
 }
+
+// versionNotTold is the version of servers that do not tell it.
+const versionNotTold = "version not told"
 
 // CheckEndpoint says what is wrong with the URL of a server's endpoint.
 func CheckEndpoint(row Server, endpoint string) error {

@@ -26,9 +26,18 @@ func openAIServer() Server {
 			"the seed is sent; whether the server follows it is not known",
 			"it may have a prefix cache",
 		},
+		Process: knownProcesses(),
 		Identify: func(info *bench.Info, get func(path string, into any) error) error {
 			info.Engine, info.Version = "an OpenAI-compatible server", "(it does not tell which)"
 			return openAIModels(info, get)
 		},
 	}
+}
+
+// knownProcesses are those of all servers that have a row of their own.
+func knownProcesses() (all [][]string) {
+	for _, row := range []Server{llamaServer(), vllmServer(), tgiServer(), transformersServer(), transformersServe(), sglangServer(), ollamaServer()} {
+		all = append(all, row.Process...)
+	}
+	return all
 }

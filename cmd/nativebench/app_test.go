@@ -21,6 +21,7 @@ import (
 func TestRefusals(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("XDG_CACHE_HOME", filepath.Join(dir, "cache"))
+	pretendGPU(t, filepath.Join(dir, "no such device"))
 	file := func(name, text string) string {
 		path := filepath.Join(dir, name)
 		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
@@ -91,6 +92,9 @@ func TestRefusals(t *testing.T) {
 		{"compare", "--backends", "fake,ollama"},
 		{"compare", "--backends", "fake,vllm", "--launch", "none"},
 		{"compare", "--backends", "fake,vllm", "--launch", "podman"},
+		{"compare", "--backends", "fake,vllm", "--launch", "docker"},
+		{"compare", "--backends", "fake,tgi", "--launch", "docker"},
+		{"compare", "--backends", "fake", "--ready-timeout", "0s"},
 		{"compare", "--mode", "async"},
 		{"compare", "--concurrency", "0"},
 		{"compare", "--concurrency", "1,x"},

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,6 +36,9 @@ type execution struct {
 // result; an error means that results cannot be kept any more.
 func (x *execution) run(todo []int) (err error) {
 	x.seats = newSeats(x.place)
+	for name, at := range x.attached {
+		x.seats.taken[name] = &keptSeat{seat: at, model: x.plan.Models[0]} // there is one: checkServers
+	}
 	x.seats.alone = hasGPU() && x.engine.GPULayers != 0
 	x.left = len(todo)
 	defer func() {
@@ -74,22 +78,11 @@ func (x *execution) pause(d time.Duration) bool {
 	return false
 }
 
-// place says where a backend serves a model.
+// place says where a backend serves a model, while the run is on.
 func (x *execution) place(name, modelKey string) place {
-	p := place{
-		engineDir: x.engineDir, slots: x.slots(),
-		endpoint: x.plan.Endpoints[name], servedModel: x.plan.ServedModels[name], keyVariable: x.plan.KeyVariables[name],
-		docker: x.plan.Launch == launchDocker,
-		chat:   x.plan.Route == "chat", prefixCache: x.plan.PrefixCache, insecure: x.plan.Insecure,
-	}
-	p.model, _ = plan.ModelByKey(modelKey) // the plan was validated
-	if m := x.models[modelKey]; m != nil {
-		p.weights, p.context = m.file, m.context
-	} else {
-		p.context = x.plan.SlotContext(p.model)
-	}
-	p.engine = x.engine.Resolve(p.slots, p.context)
+	p := x.setup.place(name, modelKey)
 	p.log = filepath.Join(x.w.LogDir(), name+"."+modelKey+".log")
+	p.say = x.show.phase
 	return p
 }
 
@@ -166,6 +159,7 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 		Info: func(info bench.Info) {
 			entry := seat.entry
 			entry.Info = info
+			entry.Notes = append(slices.Clip(entry.Notes), seat.notes...)
 			keepErr = x.noteBackend(entry, started)
 			if warmups == 0 {
 				watch.Mark()
@@ -190,7 +184,7 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 	ev, err := runner.Supervise(x.stop.ctx, drain, child)
 	ev.Warnings = append(warnings, ev.Warnings...)
 	if watch != nil {
-		use, busy, watchErr := watch.Stop(ev.WindowNS, x.machine.Cores)
+		use, busy, watchErr := watch.Stop(ev.WindowNS, x.machine.Cores, seat.hidden)
 		ev.Host = use
 		ev.Warnings = append(ev.Warnings, busy...)
 		if ev.State != results.CellDone {

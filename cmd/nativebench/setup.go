@@ -40,6 +40,7 @@ type setup struct {
 	ownName   bool // out is not of --out
 	format    string
 	yes       bool
+	wait      time.Duration // until a server is ready, at most
 
 	resumed      *results.Run      // what is there already; nil for a new run
 	resumedPaths map[string]string // the weights it began with, by model
@@ -47,6 +48,7 @@ type setup struct {
 	machine      telemetry.Machine
 	models       map[string]*model // by key; of backends that hold weights
 	prompts      promptBook
+	attached     map[string]*seat // endpoints in use, by backend; they have made a token
 }
 
 // newSetup reads the flags onto base, the plan that they change.
@@ -54,7 +56,7 @@ func newSetup(c *cli.Context, known registry, base plan.Plan) *setup {
 	s := &setup{
 		known: known, plan: base,
 		engineDir: c.String("engine-dir"), weights: c.String("weights"), hfDir: absolute(c.String("hf-dir")), dtype: c.String("dtype"),
-		out: c.String("out"), format: c.String("format"), yes: c.Bool("yes"),
+		out: c.String("out"), format: c.String("format"), yes: c.Bool("yes"), wait: c.Duration("ready-timeout"),
 	}
 	applyPlanFlags(c, &s.plan)
 	if s.weights != synthetic {
@@ -98,6 +100,9 @@ func (s *setup) check() error {
 	}
 	if err := checkFormat(s.format); err != nil {
 		return err
+	}
+	if s.wait <= 0 {
+		return refuse("--ready-timeout %s: give a time over 0", s.wait)
 	}
 	if s.resumed == nil {
 		if err := checkOut(s.out); err != nil {
@@ -214,7 +219,58 @@ func (s *setup) prepare(ctx context.Context, show *liveLine) error {
 			return err
 		}
 	}
-	return s.makePrompts()
+	if err := s.makePrompts(); err != nil {
+		return err
+	}
+	return s.reach(ctx, show)
+}
+
+// place says where a backend serves a model.
+func (s *setup) place(name, modelKey string) place {
+	p := place{
+		engineDir: s.engineDir, slots: s.slots(), wait: s.wait, say: func(string) {},
+		endpoint: s.plan.Endpoints[name], servedModel: s.plan.ServedModels[name], keyVariable: s.plan.KeyVariables[name],
+		docker: s.plan.Launch == launchDocker,
+		chat:   s.plan.Route == "chat", prefixCache: s.plan.PrefixCache, insecure: s.plan.Insecure,
+	}
+	p.model, _ = plan.ModelByKey(modelKey) // the plan was validated
+	if m := s.models[modelKey]; m != nil {
+		p.weights, p.context = m.file, m.context
+	} else {
+		p.context = s.plan.SlotContext(p.model)
+	}
+	p.engine = s.engine.Resolve(p.slots, p.context)
+	return p
+}
+
+// reach makes sure that the endpoints of the cells still to run can generate,
+// before anything is started or written.
+func (s *setup) reach(ctx context.Context, show *liveLine) error {
+	s.attached = map[string]*seat{}
+	for _, c := range s.at(s.todo()) {
+		if s.plan.Endpoints[c.Backend] == "" || s.attached[c.Backend] != nil {
+			continue
+		}
+		b, err := s.known.find(c.Backend)
+		if err != nil {
+			return usageError{err}
+		}
+		p := s.place(c.Backend, c.Model)
+		said := ""
+		p.say = func(what string) {
+			if show.draw(what); what != said {
+				show.line(what)
+				said = what
+			}
+		}
+		at, err := b.ready(ctx, p)
+		show.erase()
+		if err != nil {
+			return refuse("%s", oneLine(err))
+		}
+		s.attached[c.Backend] = at
+	}
+	return nil
 }
 
 // checkMemory compares what the run will hold with what is free. The weights
@@ -305,6 +361,12 @@ func (s *setup) checkServers() error {
 	for _, b := range s.backendsInUse() {
 		switch {
 		case b.server == nil:
+		case s.contained(b) && s.plan.Endpoints[b.name] == "" && b.server.ImageNeedsGPU && !hasGPU():
+			other := "--endpoint " + b.name + "=URL of one that runs elsewhere"
+			if b.server.Program != "" {
+				other = "--launch process, or " + other
+			}
+			return refuse("--launch docker: the image of %s, %s, works on an NVIDIA GPU only, and this machine has none: give %s", b.name, b.server.Image, other)
 		case s.plan.Launch == launchNone && s.plan.Endpoints[b.name] == "":
 			return refuse("--launch none: %s has no --endpoint %s=URL; give one, or choose other --backends", b.name, b.name)
 		case s.plan.Route == "chat" && b.server.ChatRoute == "":
@@ -336,12 +398,21 @@ func (s *setup) notes() []string {
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.plan.Endpoints)) {
 		notes = append(notes, fmt.Sprintf("%s runs at %s and was not started here: that it serves %s with these weights, and with its caches off, was not checked", name, s.plan.Endpoints[name], strings.Join(s.plan.Models, ", ")))
+		if at := s.attached[name]; at != nil {
+			if m, err := plan.ModelByKey(s.plan.Models[0]); err == nil && !soundsLike(at.entry.Model, m) {
+				notes = append(notes, fmt.Sprintf("%s calls its model %q: that does not say that it is %s, as whose its numbers stand here", name, at.entry.Model, m.Key))
+			}
+		}
 	}
 	if s.plan.PrefixCache {
 		notes = append(notes, "servers may reuse the KV cache of earlier prompts (--prefix-cache); native never does, so first tokens compare different work")
 	}
 	if s.plan.Route == "chat" {
-		notes = append(notes, "servers were asked through their chat route and rendered the prompts by their own templates; native got the prompts rendered here")
+		note := "servers were asked through their chat route and rendered the prompts by their own templates"
+		if slices.Contains(s.plan.Backends, "native") {
+			note += "; native got the prompts rendered here"
+		}
+		notes = append(notes, note)
 	}
 	return notes
 }
