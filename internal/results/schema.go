@@ -35,6 +35,10 @@ type Manifest struct {
 	Clocks      []Clock     `json:"clocks,omitempty"` // of each time that the run was resumed, in that order
 	Models      []Model     `json:"models"`
 	Backends    []Backend   `json:"backends"` // as they answered; filled as they start
+	// PromptTokens are the lengths of the rendered prompts by the tokenizer
+	// here, BOS included: by model, by id of the prompt. Absent for a model
+	// whose vocabulary is not here.
+	PromptTokens map[string]map[string]int `json:"prompt_tokens,omitempty"`
 }
 
 // Cell names one planned cell and what is needed to group it, so that reports
