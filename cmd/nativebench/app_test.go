@@ -76,6 +76,7 @@ func TestRefusals(t *testing.T) {
 		{"compare", "--endpoint", "http://me:PASSw0rd@127.0.0.1:1"},
 		{"compare", "--endpoint", "http://127.0.0.1:1/?key=PASSw0rd"},
 		{"compare", "--endpoint", "openai=http://127.0.0.1:1/?key=PASSw0rd"},
+		{"compare", "--weights", "https://me:PASSw0rd@127.0.0.1/x.gguf"},
 		{"compare", "--endpoint", "vllm=http://127.0.0.1:1", "--endpoint", "vllm=http://127.0.0.1:2"},
 		{"compare", "--endpoint", "openai=http://127.0.0.1:1", "--backends", "fake", "--api-key-env", "openai=hf_PASSw0rd"},
 		{"compare", "--backends", "fake,tgi"},

@@ -47,7 +47,7 @@ func measureAction(c *cli.Context, known registry, base plan.Plan) error {
 	if err := noArguments(c); err != nil {
 		return err
 	}
-	if err := checkPairs(c); err != nil {
+	if err := checkValues(c); err != nil {
 		return err
 	}
 	s := newSetup(c, known, base)

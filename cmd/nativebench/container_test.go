@@ -151,6 +151,10 @@ func TestContainer(t *testing.T) {
 		t.Errorf("the image was fetched again: %q", again)
 	}
 
+	if code, _, stderr := invoke(t, small("fake,vllm", filepath.Join(t.TempDir(), "run"), append(flags, "--gpu-layers", "0")...)...); code != exitUsage || !strings.Contains(stderr, "--gpu-layers 0 forbids it") {
+		t.Errorf("an image that needs a GPU without one: status %d: %s", code, stderr)
+	}
+
 	// TGI gets one GPU, and no type that its launcher refuses.
 	code, _, stderr = invoke(t, small("fake,tgi", filepath.Join(t.TempDir(), "run"), flags...)...)
 	line := ""

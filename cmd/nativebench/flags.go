@@ -172,9 +172,14 @@ func applyOneFlag(c *cli.Context, name string, p *plan.Plan) {
 	}
 }
 
-// checkPairs refuses NAME=VALUE flags that would be read otherwise than meant.
-// A URL is not quoted: it may hold a password.
-func checkPairs(c *cli.Context) error {
+// checkValues refuses values that would be read otherwise than meant. A URL is
+// not quoted: it may hold a password.
+func checkValues(c *cli.Context) error {
+	for _, flag := range []string{"weights", "hf-dir", "prompts", "engine-dir", "out", "resume"} {
+		if strings.Contains(c.String(flag), "://") {
+			return refuse("--%s: a URL stands where a path should: fetch the file and give its path", flag)
+		}
+	}
 	for _, flag := range []string{"endpoint", "served-model", "api-key-env"} {
 		seen := map[string]bool{}
 		for _, pair := range c.StringSlice(flag) {

@@ -361,12 +361,16 @@ func (s *setup) checkServers() error {
 	for _, b := range s.backendsInUse() {
 		switch {
 		case b.server == nil:
-		case s.contained(b) && s.plan.Endpoints[b.name] == "" && b.server.ImageNeedsGPU && !hasGPU():
+		case s.contained(b) && s.plan.Endpoints[b.name] == "" && b.server.ImageNeedsGPU && (!hasGPU() || s.plan.Engine.GPULayers == 0):
+			why := "this machine has none"
+			if hasGPU() {
+				why = "--gpu-layers 0 forbids it"
+			}
 			other := "--endpoint " + b.name + "=URL of one that runs elsewhere"
 			if b.server.Program != "" {
 				other = "--launch process, or " + other
 			}
-			return refuse("--launch docker: the image of %s, %s, works on an NVIDIA GPU only, and this machine has none: give %s", b.name, b.server.Image, other)
+			return refuse("--launch docker: the image of %s, %s, works on an NVIDIA GPU only, and %s: give %s", b.name, b.server.Image, why, other)
 		case s.plan.Launch == launchNone && s.plan.Endpoints[b.name] == "":
 			return refuse("--launch none: %s has no --endpoint %s=URL; give one, or choose other --backends", b.name, b.name)
 		case s.plan.Route == "chat" && b.server.ChatRoute == "":
@@ -394,7 +398,17 @@ func (s *setup) notes() []string {
 				types = append(types, m.file.DType)
 			}
 		}
-		notes = append(notes, fmt.Sprintf("%s: computing in float32, which is what they do best on a CPU; native and llama-server compute with %s weights", strings.Join(names, ", "), strings.Join(types, ", ")))
+		note := strings.Join(names, ", ") + ": computing in float32, which is what they do best on a CPU"
+		var others []string
+		for _, b := range s.holders() {
+			if !slices.Contains(names, b.name) {
+				others = append(others, b.name)
+			}
+		}
+		if len(others) > 0 {
+			note += fmt.Sprintf("; %s with %s weights", strings.Join(others, ", "), strings.Join(types, ", "))
+		}
+		notes = append(notes, note)
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.plan.Endpoints)) {
 		notes = append(notes, fmt.Sprintf("%s runs at %s and was not started here: that it serves %s with these weights, and with its caches off, was not checked", name, s.plan.Endpoints[name], strings.Join(s.plan.Models, ", ")))
