@@ -100,7 +100,9 @@ func TestHangingServer(t *testing.T) {
 
 // A server that is still loading is busy, so that it can be waited for.
 func TestLoadingIsBusy(t *testing.T) {
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "Loading model", 503) }))
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "Loading model", http.StatusServiceUnavailable)
+	}))
 	defer srv.Close()
 	if _, err := Open(t.Context(), Config{Server: llamaServer(), Endpoint: srv.URL}); bench.ClassOf(err) != bench.Busy {
 		t.Errorf("class %q: %v", bench.ClassOf(err), err)

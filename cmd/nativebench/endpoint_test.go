@@ -165,7 +165,9 @@ func TestEndpointThatRefuses(t *testing.T) {
 	defer other.Close()
 	gone := httptest.NewServer(nil)
 	gone.Close()
-	loading := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "Loading model", 503) }))
+	loading := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "Loading model", http.StatusServiceUnavailable)
+	}))
 	defer loading.Close()
 	for want, flags := range map[string][]string{
 		"it refuses the API key in the variable that --api-key-env openai names":         {"--endpoint", "openai=" + locked, "--api-key-env", "openai=NATIVEBENCH_TEST_KEY"},
@@ -192,7 +194,7 @@ func TestEndpointThatLoads(t *testing.T) {
 	ready := openAIHandler("", func(map[string]any) {})
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if asked.Add(1) < 3 {
-			http.Error(w, "Loading model", 503)
+			http.Error(w, "Loading model", http.StatusServiceUnavailable)
 			return
 		}
 		ready.ServeHTTP(w, r)
