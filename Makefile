@@ -7,6 +7,9 @@ BIN     := bin/nativebench
 CACHE   := $(or $(NATIVEBENCH_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nativebench)
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -X main.version=$(VERSION)
+# Go's own defaults, less the notes on functions that NVML has deprecated and
+# go-nvml binds all the same.
+export CGO_CFLAGS ?= -g -O2 -Wno-deprecated-declarations
 
 # Tools that check the code, pinned.
 GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
@@ -53,6 +56,10 @@ test-leaks: build ## 1,000 open/close and 10,000 requests, resident memory must 
 .PHONY: test-servers
 test-servers: engine ## the conformance suite against real vLLM and Transformers (4.36 and the newest) on CPU (SERVERS="vllm …", ENDPOINTS="tgi=URL …")
 	scripts/test-servers.sh $(SERVERS)
+
+.PHONY: test-gpu
+test-gpu: ## what NVML tells of this machine's NVIDIA GPUs, and what each call costs
+	NATIVEBENCH_TEST_GPU=1 $(GO) test -count=1 -v -run RealGPU ./internal/telemetry/nvml
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME each (default 20s)

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -57,12 +58,14 @@ type Config struct {
 
 // backend is a server that was found ready.
 type backend struct {
-	cfg  Config
-	info bench.Info
-	addr string      // host:port
-	host string      // of the Host field
-	path string      // before the routes
-	tls  *tls.Config // nil: plain
+	cfg    Config
+	info   bench.Info
+	addr   string      // host:port
+	host   string      // of the Host field
+	path   string      // before the routes
+	tls    *tls.Config // nil: plain
+	loop   *loop       // of plain connections
+	stamps *os.File    // keepStamps
 }
 
 var _ bench.Backend = (*backend)(nil)
@@ -90,9 +93,27 @@ func Open(ctx context.Context, cfg Config) (bench.Backend, error) {
 	if err := b.parse(cfg.Endpoint); err != nil {
 		return nil, err
 	}
+	if b.tls == nil {
+		l, err := newLoop()
+		if err != nil {
+			return nil, err
+		}
+		b.loop = l
+	}
+	b.stamps = keepStamps()
+	if err := b.greet(ctx); err != nil {
+		b.Close()
+		return nil, err
+	}
+	return b, nil
+}
+
+// greet checks that the server is ready and asks it who it is.
+func (b *backend) greet(ctx context.Context) error {
+	cfg, name := &b.cfg, b.cfg.Server.Name
 	conn, err := b.dial(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	opened := conn.opened
 	conn.Close()
@@ -100,9 +121,9 @@ func Open(ctx context.Context, cfg Config) (bench.Backend, error) {
 	client := b.client()
 	get := func(path string, into any) error { return b.get(ctx, client, path, into) }
 	if err := get(cfg.Server.Health, nil); errors.As(err, new(*deniedError)) {
-		return nil, bench.Fail(bench.Refused, "%s at %s: %w", name, b.where(), err)
+		return bench.Fail(bench.Refused, "%s at %s: %w", name, b.where(), err)
 	} else if err != nil {
-		return nil, notReady(err, fmt.Errorf("%s at %s is not ready: %w", name, b.where(), err))
+		return notReady(err, fmt.Errorf("%s at %s is not ready: %w", name, b.where(), err))
 	}
 	b.info = bench.Info{
 		Backend: name, Engine: cfg.Server.Engine, Device: cfg.Device,
@@ -111,9 +132,9 @@ func Open(ctx context.Context, cfg Config) (bench.Backend, error) {
 	}
 	if cfg.Server.Identify != nil {
 		if err := cfg.Server.Identify(&b.info, get); errors.As(err, new(*deniedError)) {
-			return nil, bench.Fail(bench.Refused, "%s at %s: %w", name, b.where(), err)
+			return bench.Fail(bench.Refused, "%s at %s: %w", name, b.where(), err)
 		} else if err != nil {
-			return nil, notReady(err, fmt.Errorf("%s at %s does not say that it is one, so it may be another kind of server (--endpoint openai=URL takes any with OpenAI's protocol): %w", name, b.where(), err))
+			return notReady(err, fmt.Errorf("%s at %s does not say that it is one, so it may be another kind of server (--endpoint openai=URL takes any with OpenAI's protocol): %w", name, b.where(), err))
 		}
 	}
 	if cfg.Version != "" && b.info.Version == versionNotTold {
@@ -121,7 +142,7 @@ func Open(ctx context.Context, cfg Config) (bench.Backend, error) {
 		b.info.Notes = append(b.info.Notes, "it does not tell its version: that is of the packages in the Python environment it was started from")
 	}
 	if cfg.Model != "" && b.info.Model != "" && cfg.Model != b.info.Model {
-		return nil, fmt.Errorf("%s at %s serves model %q, not %q: start it with that model, or give another endpoint", name, b.where(), b.info.Model, cfg.Model)
+		return fmt.Errorf("%s at %s serves model %q, not %q: start it with that model, or give another endpoint", name, b.where(), b.info.Model, cfg.Model)
 	}
 	if b.tls != nil && cfg.Insecure {
 		b.info.Notes = append(b.info.Notes, "TLS certificates were not verified (--insecure)")
@@ -130,7 +151,7 @@ func Open(ctx context.Context, cfg Config) (bench.Backend, error) {
 		b.cfg.Model = b.info.Model
 	}
 	b.info.Notes = append(b.info.Notes, fmt.Sprintf("opening a connection took %.3f ms (the first one; not part of any request's time)", float64(opened)/1e6))
-	return b, nil
+	return nil
 }
 
 // versionNotTold is the version of servers that do not tell it.
@@ -191,7 +212,7 @@ func (b *backend) where() string {
 func (b *backend) dial(ctx context.Context) (*wire, error) {
 	limited, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
 	defer cancel()
-	conn, err := open(limited, b.addr, b.tls)
+	conn, err := open(limited, b.addr, b.tls, b.loop)
 	if err == nil {
 		return conn, nil
 	}
@@ -355,7 +376,14 @@ func (b *backend) Info() bench.Info {
 	return info
 }
 
-func (b *backend) Close() error { return nil }
+// Close ends what the sessions wait with: close them before.
+func (b *backend) Close() error {
+	b.stamps.Close()
+	if b.loop == nil {
+		return nil
+	}
+	return b.loop.close()
+}
 
 // NewSession opens the session's connection.
 func (b *backend) NewSession(limits bench.Limits) (bench.Session, error) {

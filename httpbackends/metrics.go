@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -64,7 +66,7 @@ func (s *Scraper) Sample(into map[string]float64) error {
 		return err
 	}
 	took := time.Since(began).Seconds()
-	values, err := readMetrics(page, s.b.cfg.Server.Metrics.Series)
+	values, err := readMetrics(page, s.b.cfg.Server.Metrics)
 	if len(values) == 0 && err == nil {
 		s.refuse = true
 		return fmt.Errorf("%s shows none of its known series at GET %s: another version?", s.b.cfg.Server.Name, s.b.cfg.Server.Metrics.Path)
@@ -136,11 +138,11 @@ func plainError(err error) error {
 
 // readMetrics picks the series out of a page, by their keys; what the page does
 // not show is absent. With an error it returns what stood before the error.
-func readMetrics(page []byte, series []Series) (map[string]float64, error) {
+func readMetrics(page []byte, of Metrics) (map[string]float64, error) {
 	parser := expfmt.NewTextParser(model.UTF8Validation) // vllm:… and the dots of some
 	families, err := parser.TextToMetricFamilies(bytes.NewReader(page))
 	values := map[string]float64{}
-	for _, s := range series {
+	for _, s := range of.Series {
 		for _, name := range s.Names {
 			if v, ok := sum(families, name); ok {
 				values[s.Key] = v
@@ -148,7 +150,36 @@ func readMetrics(page []byte, series []Series) (map[string]float64, error) {
 			}
 		}
 	}
+	for _, l := range of.Labels {
+		if v, ok := labelled(families[l.Name], l.Labels); ok {
+			values[l.Key] = v
+		}
+	}
 	return values, err
+}
+
+// labelled multiplies the numbers in labels and adds up over the label sets. Not
+// ok: one of them is not there, or is no number.
+func labelled(family *dto.MetricFamily, names []string) (total float64, ok bool) {
+	for _, m := range family.GetMetric() {
+		product, found := 1.0, 0
+		for _, l := range m.GetLabel() {
+			if !slices.Contains(names, l.GetName()) {
+				continue
+			}
+			v, err := strconv.ParseFloat(l.GetValue(), 64)
+			if err != nil || v-v != 0 {
+				return 0, false
+			}
+			product *= v
+			found++
+		}
+		if found != len(names) {
+			return 0, false
+		}
+		total, ok = total+product, true
+	}
+	return total, ok
 }
 
 // sum adds a series up over its label sets. NAME_sum and NAME_count are those

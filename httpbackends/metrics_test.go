@@ -22,18 +22,18 @@ func TestReadMetricsOfRealServers(t *testing.T) {
 	}{
 		{"vllm/metrics.txt", vllmServer(), map[string]float64{
 			"requests_running": 0, "requests_waiting": 0, "kv_cache_used_ratio": 0, "prefix_cache_queries_total": 0, "prefix_cache_hits_total": 0,
-			"preemptions_total": 0, "prompt_tokens_total": 21, "output_tokens_total": 38, "queue_seconds_sum": 0.00019607900139817502, "queue_seconds_count": 6,
+			"preemptions_total": 0, "kv_pool_tokens": 113 * 128, "prompt_tokens_total": 21, "output_tokens_total": 38, "queue_seconds_sum": 0.00019607900139817502, "queue_seconds_count": 6,
 		}},
 		{"tgi/metrics.txt", tgiServer(), map[string]float64{
 			"requests_running": 0, "requests_waiting": 0, "output_tokens_total": 42, "queue_seconds_count": 7,
 		}},
 	} {
-		got, err := readMetrics(bodyOf(t, tc.capture), tc.row.Metrics.Series)
+		got, err := readMetrics(bodyOf(t, tc.capture), tc.row.Metrics)
 		if err != nil {
 			t.Errorf("%s: %v", tc.capture, err)
 		}
-		if len(got) != len(tc.row.Metrics.Series) {
-			t.Errorf("%s: %d of %d series: %v", tc.capture, len(got), len(tc.row.Metrics.Series), got)
+		if want := len(tc.row.Metrics.Series) + len(tc.row.Metrics.Labels); len(got) != want {
+			t.Errorf("%s: %d of %d series: %v", tc.capture, len(got), want, got)
 		}
 		for k, v := range tc.want {
 			if have, ok := got[k]; !ok || have != v {
@@ -45,6 +45,7 @@ func TestReadMetricsOfRealServers(t *testing.T) {
 
 func TestReadMetrics(t *testing.T) {
 	series := []Series{{"x_total", []string{"new:x_total", "old.x"}}, {"q_sum", []string{"q_sum"}}, {"q_count", []string{"q_count"}}}
+	labels := []LabelValue{{"pool", "info", []string{"blocks", "size"}}}
 	for _, tc := range []struct {
 		name, page string
 		want       map[string]float64
@@ -59,10 +60,14 @@ func TestReadMetrics(t *testing.T) {
 		{"untyped sums", "q_sum 1.5\nq_count 4\n", map[string]float64{"q_sum": 1.5, "q_count": 4}, false},
 		{"no number", "new:x_total NaN\nq_sum +Inf\n", map[string]float64{}, false},
 		{"a histogram where a counter is asked for", "# TYPE new:x_total histogram\nnew:x_total_sum 3\nnew:x_total_count 2\n", map[string]float64{}, false},
+		{"labels", "info{blocks=\"3\",size=\"16\",other=\"x\"} 1\n", map[string]float64{"pool": 48}, false},
+		{"labels of two engines", "info{blocks=\"3\",engine=\"0\",size=\"16\"} 1\ninfo{blocks=\"2\",engine=\"1\",size=\"16\"} 1\n", map[string]float64{"pool": 80}, false},
+		{"a label that is no number", "info{blocks=\"None\",size=\"16\"} 1\n", map[string]float64{}, false},
+		{"a label that is not there", "info{blocks=\"3\"} 1\n", map[string]float64{}, false},
 		{"nothing", "", map[string]float64{}, false},
 		{"broken at its end", "new:x_total 3\n<html>\n", map[string]float64{"x_total": 3}, true},
 	} {
-		got, err := readMetrics([]byte(tc.page), series)
+		got, err := readMetrics([]byte(tc.page), Metrics{Series: series, Labels: labels})
 		if !maps.Equal(got, tc.want) || (err != nil) != tc.failed {
 			t.Errorf("%s: %v, %v; want %v", tc.name, got, err, tc.want)
 		}
@@ -206,7 +211,7 @@ func FuzzReadMetrics(f *testing.F) {
 	f.Add([]byte("# HELP vllm:prompt_tokens_total \\\n# HELP vllm:prompt_tokens_total again\n"))
 	series := vllmServer().Metrics.Series
 	f.Fuzz(func(t *testing.T, page []byte) {
-		values, _ := readMetrics(page, series)
+		values, _ := readMetrics(page, Metrics{Series: series})
 		for k, v := range values {
 			if math.IsNaN(v) || math.IsInf(v, 0) {
 				t.Errorf("%s = %v", k, v)

@@ -20,13 +20,18 @@ func TestVersionOfTheEnvironment(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		b.Close()
 		if info := b.Info(); info.Version != tc.want || strings.Contains(strings.Join(info.Notes, " "), "packages in the Python environment") != (tc.given != "") {
 			t.Errorf("given %q: %q, notes %q", tc.given, info.Version, info.Notes)
 		}
 	}
 	llama, err := Open(t.Context(), Config{Server: llamaServer(), Endpoint: "http://" + newTestServer(t).Addr().String(), Version: "x"})
-	if err != nil || llama.Info().Version != "b1-abc" {
-		t.Errorf("%v, %v", llama, err)
+	if err != nil {
+		t.Fatal(err)
+	}
+	llama.Close()
+	if llama.Info().Version != "b1-abc" {
+		t.Errorf("%+v", llama.Info())
 	}
 }
 

@@ -299,7 +299,7 @@ func metricIn(page, name string) bool {
 
 // No row has a value twice, and all call it alike.
 func TestMetricsKeys(t *testing.T) {
-	known := regexp.MustCompile(`^(requests_running|requests_waiting|kv_cache_used_ratio|preemptions_total|(prefix_cache_queries|prefix_cache_hits|prompt_tokens|output_tokens)_total|(queue|prefill|decode)_seconds_(sum|count))$`)
+	known := regexp.MustCompile(`^(requests_running|requests_waiting|kv_cache_used_ratio|kv_held_tokens|preemptions_total|(prefix_cache_queries|prefix_cache_hits|prompt_tokens|output_tokens)_total|(queue|prefill|decode)_seconds_(sum|count))$`)
 	for _, row := range Servers() {
 		seen := map[string]bool{}
 		for _, s := range row.Metrics.Series {

@@ -86,6 +86,9 @@ type Server struct {
 	// GPU if ImageNeedsGPU.
 	Image         string
 	ImageNeedsGPU bool
+	// KVPool returns for how many tokens the server's KV cache has room when it
+	// is started so; nil: it does not follow from that.
+	KVPool func(s Start) int
 	// ContainerArgv returns what stands after the image's name; inside, the
 	// weights are at s.Model and the server listens on s.Host and s.Port.
 	ContainerArgv func(s Start) ([]string, error)
@@ -133,6 +136,16 @@ type Metrics struct {
 	// Series maps our name of a value (with its unit; counters end in _total)
 	// to the names under which versions of the server show it, newest first.
 	Series []Series
+	// Labels are values that stand in the labels of a series.
+	Labels []LabelValue
+}
+
+// LabelValue is a value that a server shows in labels: the product of those of a
+// label set, summed over the sets.
+type LabelValue struct {
+	Key    string // ours: kv_pool_tokens
+	Name   string // of their series
+	Labels []string
 }
 
 // Series is one value of a server's metrics.

@@ -314,7 +314,7 @@ func TestStaleConnection(t *testing.T) {
 		if err := s.Generate(context.Background(), tr); err != nil { // goodAnswer closes
 			t.Fatal(err)
 		}
-		for s.conn != nil && s.conn.tcp.idle() {
+		for s.conn != nil && s.conn.fresh() {
 			time.Sleep(time.Millisecond)
 		}
 	}

@@ -37,6 +37,7 @@ func tgiServer() Server {
 		Metrics: Metrics{Path: "/metrics", Series: []Series{
 			{"requests_running", []string{"tgi_batch_current_size"}},
 			{"requests_waiting", []string{"tgi_queue_size"}},
+			{"kv_held_tokens", []string{"tgi_batch_current_max_tokens"}}, // what the running requests may grow to
 			{"prompt_tokens_total", []string{"tgi_request_input_length_sum"}},
 			{"output_tokens_total", []string{"tgi_request_generated_tokens_sum"}},
 			{"queue_seconds_sum", []string{"tgi_request_queue_duration_sum"}},
@@ -46,6 +47,7 @@ func tgiServer() Server {
 		Image:         "ghcr.io/huggingface/text-generation-inference:3.3.5",
 		ImageNeedsGPU: true,
 		NamedByPath:   true,
+		KVPool:        tgiPool,
 		ContainerArgv: tgiContainerArgv,
 		ContainerEnv:  tgiContainerEnv,
 	}
@@ -96,6 +98,9 @@ func tgiIdentify(info *bench.Info, get func(path string, into any) error) error 
 	return nil
 }
 
+// tgiPool is what all slots may hold at once.
+func tgiPool(s Start) int { return s.Slots * s.Context }
+
 func tgiContainerArgv(s Start) ([]string, error) {
 	s.Bin = "text-generation-launcher" // the image's entry point
 	if err := s.check("tgi", "a directory"); err != nil {
@@ -109,7 +114,7 @@ func tgiContainerArgv(s Start) ([]string, error) {
 		"--model-id", s.Model,
 		"--hostname", s.host(), "--port", num(s.Port),
 		"--max-input-tokens", num(s.Context - 1), "--max-total-tokens", num(s.Context),
-		"--max-batch-total-tokens", num(s.Slots * s.Context),
+		"--max-batch-total-tokens", num(tgiPool(s)),
 		// Beyond this number it refuses requests at once.
 		"--max-concurrent-requests", num(max(128, 2*s.Slots)),
 		"--usage-stats", "off",

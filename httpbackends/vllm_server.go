@@ -48,6 +48,8 @@ func vllmServer() Server {
 			{"prefill_seconds_count", []string{"vllm:request_prefill_time_seconds_count"}},
 			{"decode_seconds_sum", []string{"vllm:request_decode_time_seconds_sum"}},
 			{"decode_seconds_count", []string{"vllm:request_decode_time_seconds_count"}},
+		}, Labels: []LabelValue{
+			{"kv_pool_tokens", "vllm:cache_config_info", []string{"num_gpu_blocks", "block_size"}},
 		}},
 		Weights:       HuggingFace,
 		Program:       "vllm",

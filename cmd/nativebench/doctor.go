@@ -18,6 +18,7 @@ import (
 
 	"github.com/nativebench/nativebench/internal/bench"
 	"github.com/nativebench/nativebench/internal/telemetry"
+	"github.com/nativebench/nativebench/internal/telemetry/nvml"
 	"github.com/nativebench/nativebench/native"
 )
 
@@ -45,6 +46,7 @@ type doctorReport struct {
 	Ready   bool              `json:"ready"` // nothing that is needed is missing
 	Checks  []diagnosis       `json:"checks"`
 	Machine telemetry.Machine `json:"machine"`
+	GPUs    []nvml.Device     `json:"gpus,omitempty"`
 }
 
 // patient is what the checks look at.
@@ -118,7 +120,9 @@ func doctorCommand() *cli.Command {
 				p.engineDir = native.DefaultDir()
 			}
 			p.cacheDir, _ = os.UserCacheDir() // lookCache says that there is none
-			r := diagnose(p, doctorChecks(backends()))
+			gpus := findGPUs()
+			r := diagnose(p, append(doctorChecks(backends()), gpuChecks(gpus)...))
+			r.GPUs = gpus.all
 			if err := printDoctor(c.App.Writer, r, c.Bool("json")); err != nil {
 				return err
 			}

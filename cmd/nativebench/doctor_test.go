@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/nativebench/nativebench/internal/telemetry"
+	"github.com/nativebench/nativebench/internal/telemetry/nvml"
 	"github.com/nativebench/nativebench/native"
 )
 
@@ -152,6 +153,36 @@ func TestDoctorNamesTheCostOfEverythingMissing(t *testing.T) {
 	}
 	if c := renderDoctor(r, true); !strings.Contains(c, "\x1b[31mmissing") || !strings.Contains(c, "\x1b[33mwarn") {
 		t.Errorf("no colour where it was asked for:\n%q", c)
+	}
+}
+
+func TestDoctorDescribesEachGPU(t *testing.T) {
+	h200 := nvml.Device{
+		Subject: "gpu0", Name: "NVIDIA H200", UUID: "GPU-0", MemoryBytes: 141 << 30, PowerLimitW: 700,
+		MIG: "off", Persistence: "on", ECC: "on", Processes: "visible",
+	}
+	other := h200
+	other.Index, other.Subject, other.UUID, other.Persistence, other.Processes = 1, "gpu1", "GPU-1", "off", "not available: memory by process: this user may not ask"
+	cut := h200
+	cut.Index, cut.Subject, cut.UUID, cut.MIG = 2, "gpu2.0", "MIG-2", "part of GPU 2"
+	g := gpuSet{
+		lib: &nvml.Library{}, system: nvml.System{Driver: "580.1", CUDA: "13.0", NVML: "13.580.1"},
+		all: []nvml.Device{h200, other, cut}, used: []nvml.Device{other, cut}, notes: []string{"GPU 3: not available: the GPU is lost"},
+	}
+	for i, want := range []diagnosis{
+		{Name: "driver library", Verdict: verdictWarn, Found: "driver 580.1, CUDA up to 13.0, NVML 13.580.1", Cost: "GPU 3: not available"},
+		{Name: "gpu0", Verdict: verdictOK, Found: "GPU 0: NVIDIA H200, 141.0 GiB, 700 W, MIG off, persistence on, ECC on, processes visible, not used by CUDA programs started here"},
+		{Name: "gpu1", Verdict: verdictWarn, Found: "this user may not ask, CUDA0", Cost: "nvidia-smi -pm 1; memory is that of the whole device"},
+		{Name: "gpu2.0", Verdict: verdictWarn, Found: "MIG part of GPU 2", Cost: "those of the whole board"},
+	} {
+		got := diagnose(patient{}, gpuChecks(g)).Checks[i]
+		if got.Group != "gpu" || got.Name != want.Name || got.Verdict != want.Verdict || !strings.Contains(got.Found, want.Found) || !strings.Contains(got.Cost, want.Cost) {
+			t.Errorf("got %+v, want %+v", got, want)
+		}
+	}
+	none := diagnose(patient{}, gpuChecks(gpuSet{why: "not available: built without cgo"})).Checks
+	if len(none) != 1 || none[0].Verdict != verdictMissing || none[0].Found != "not available: built without cgo" || none[0].Cost == "" {
+		t.Errorf("without the library: %+v", none)
 	}
 }
 

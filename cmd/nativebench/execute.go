@@ -30,6 +30,7 @@ type execution struct {
 	env      []string // its environment; nil: this process's
 	failed   int      // cells that failed, or whose requests did
 	left     int      // cells that have not come to their end
+	restless bool     // a GPU was not idle and cool before the last cell, for all the waiting
 }
 
 // run measures the cells at the indices todo. Whatever a cell does is its
@@ -40,6 +41,7 @@ func (x *execution) run(todo []int) (err error) {
 		x.seats.taken[name] = &keptSeat{seat: at, model: x.plan.Models[0]} // there is one: checkServers
 	}
 	x.seats.alone = hasGPU() && x.engine.GPULayers != 0
+	x.seats.gpus, x.seats.stopped = x.gpus, x.noteReleased
 	x.left = len(todo)
 	defer func() {
 		x.show.clear()
@@ -136,6 +138,9 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 	defer log.Close()
 	fmt.Fprintf(log, "--- %s, attempt %d\n", job.ID, job.Attempt)
 
+	warnings = append(warnings, x.waitIdle()...)
+	gpus, held, noGPU := x.gpus.watched(seat)
+
 	var watch *runner.Watcher
 	var keepErr error // of the manifest
 	failed := 0
@@ -153,7 +158,7 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 				own := []int{pid}
 				roots = func() []int { return own }
 			}
-			watch = runner.Watch(job.ID, roots, seat.metrics, x.w.Sample)
+			watch = runner.Watch(job.ID, roots, seat.metrics, x.w.Sample, gpus(roots)...)
 		},
 		Loading: func(share float64) { x.show.phase(fmt.Sprintf("loading the model, %.0f %%", 100*share)) },
 		Info: func(info bench.Info) {
@@ -192,9 +197,14 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 		}
 		said, remarks := watch.Server(ev.WindowNS, client)
 		ev.Server = said
+		x.noteCache(ev.Server, c.Model, seat)
 		ev.Warnings = append(ev.Warnings, remarks...)
 		keepErr = firstError(keepErr, watchErr)
+		ev.GPU, remarks = watch.GPUs(ev.WindowNS, client.FirstStart, ev.Memory)
+		ev.Warnings = append(ev.Warnings, remarks...)
 	}
+	ev.GPUMissing = noGPU
+	ev.Warnings = append(ev.Warnings, x.gpus.released(held, ev.GPU)...)
 	if gone := seat.ended(failed > 0); gone != "" {
 		x.serverDied(&ev, seat, gone, failed)
 	}
@@ -202,6 +212,38 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 		return err
 	}
 	return x.finish(ev, failed)
+}
+
+// noteCache adds to a server's account of itself what it does not tell: for how
+// many tokens its KV cache has room, and what one takes.
+func (x *execution) noteCache(said *results.ServerUse, modelKey string, seat *keptSeat) {
+	if said == nil {
+		return
+	}
+	if said.KVPoolTokens == 0 {
+		said.KVPoolTokens = float64(seat.kvPool)
+	}
+	if m := x.models[modelKey]; m != nil {
+		said.KVTokenBytes = m.shape.KVPerToken * int64(seat.kvElement)
+	}
+}
+
+// noteReleased writes into the manifest what a server that was stopped left in
+// use on the GPUs.
+func (x *execution) noteReleased(k *keptSeat, warnings []string) {
+	for _, w := range warnings {
+		x.show.note("warning: " + w)
+	}
+	x.manifest.Environment.Warnings = append(x.manifest.Environment.Warnings, warnings...)
+	for i := range x.manifest.Backends {
+		b := &x.manifest.Backends[i]
+		if b.Endpoint == k.entry.Endpoint && b.StartNS == k.entry.StartNS {
+			b.GPU = k.held
+		}
+	}
+	if err := x.w.SetManifest(x.manifest); err != nil {
+		x.show.note("warning: " + err.Error()) // the next write tells
+	}
 }
 
 // hangGrace is how long after its own time limit the process of a cell is

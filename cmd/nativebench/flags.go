@@ -28,6 +28,7 @@ func planFlags() []cli.Flag {
 		&cli.IntSliceFlag{Name: "concurrency", Category: flagsWhat, Value: cli.NewIntSlice(d.Concurrency...), Usage: "`N,…`: requests at once, closed loop"},
 		&cli.IntSliceFlag{Name: "prompt-tokens", Category: flagsWhat, Usage: "context sweep instead of tasks: prompts of exactly so many tokens; `N,…` for example 32,64,128,256,512"},
 		&cli.StringFlag{Name: "prompts", Category: flagsWhat, Usage: "`FILE`: your own prompts, as JSON lines with \"prompt\", or a ShareGPT file"},
+		&cli.StringFlag{Name: "vocab", Category: flagsWhat, Usage: "`FILE`: a GGUF file with the model's vocabulary, to count prompts with where no backend has its weights here", DefaultText: "of those that come with the engine"},
 		&cli.IntFlag{Name: "max-tokens", Category: flagsWhat, Usage: "cap of output tokens; 0: the sampling table's, in a sweep 32"},
 		&cli.StringSliceFlag{Name: "endpoint", Category: flagsServers, Usage: "`NAME=URL`: drive that server of kind NAME, which runs already, instead of starting one; adds NAME to --backends. A /v1 at the end is dropped"},
 		&cli.StringSliceFlag{Name: "served-model", Category: flagsServers, Usage: "`NAME=MODEL`: what the server at --endpoint NAME calls the model, if it serves several"},
@@ -108,6 +109,8 @@ func applyOneFlag(c *cli.Context, name string, p *plan.Plan) {
 		p.PromptTokens = c.IntSlice(name)
 	case "prompts":
 		p.PromptFile = absolute(c.String(name))
+	case "vocab":
+		p.Vocab = absolute(c.String(name))
 	case "max-tokens":
 		p.MaxTokens = c.Int(name)
 	case "endpoint":
@@ -229,6 +232,8 @@ func weightFlags() []cli.Flag {
 		&cli.StringFlag{Name: "weights", Category: flagsModel, Value: "synthetic", Usage: "`WHERE`: a GGUF file, or \"synthetic\" for random weights of the real shape, written once into the cache"},
 		&cli.StringFlag{Name: "hf-dir", Category: flagsModel, Usage: "`DIR`: the weights of --weights as a Hugging Face directory, for the servers that want one (vllm, transformers)"},
 		&cli.StringFlag{Name: "dtype", Category: flagsModel, Value: "f16", Usage: "`TYPE`: of synthetic weights: f16, f32, bf16"},
+		&cli.IntFlag{Name: "layers", Category: flagsModel, Usage: "`N` layers of synthetic weights instead of the model's: a small relative, for trying things out"},
+		&cli.IntFlag{Name: "width", Category: flagsModel, Usage: "`N` numbers per token of synthetic weights instead of the model's"},
 		&cli.StringFlag{Name: "engine-dir", Category: flagsModel, Usage: "`DIR`: where the engine library and llama-server are", DefaultText: "$NATIVEBENCH_ENGINE_DIR, or engine/ beside this program"},
 	}
 }

@@ -45,7 +45,7 @@ func (s *setup) newManifest(args []string) (*results.Manifest, error) {
 			Sampling: c.Sampling, Expect: expected(c),
 		})
 	}
-	m.PromptTokens = s.promptTokens()
+	m.PromptCounts, m.PromptTokens = s.counts, s.tokens
 	for _, key := range s.plan.Models {
 		if f := s.models[key]; f != nil {
 			m.Models = append(m.Models, f.file)
@@ -58,6 +58,7 @@ func (s *setup) newManifest(args []string) (*results.Manifest, error) {
 		Versions: map[string]string{"go": runtime.Version()},
 		Warnings: append(slices.Clone(h.Warnings), notes...),
 	}
+	s.gpus.note(&m.Environment)
 	if b, err := native.Describe(s.engineDir); err == nil {
 		m.Environment.Versions["engine"] = b.Engine
 		m.Environment.Versions["engine_build"] = b.Build
@@ -142,9 +143,22 @@ func (s *setup) header(w io.Writer, todo []int) {
 				row("", "synthetic weights: random numbers in the model's real shape; speed and memory are")
 				row("", "real, the text that comes out means nothing")
 			}
+			if m.file.Relative != "" {
+				row("", "NOT %s itself but a relative of it: %s", m.Name, m.file.Relative)
+			}
+			if m.shape.Vocabulary != "" {
+				row("", "vocabulary: %s", m.shape.Vocabulary)
+			}
 		} else {
 			row("model", "%s", key)
 		}
+	}
+	for _, c := range s.counts {
+		of := ""
+		if len(s.counts) > 1 {
+			of = " of " + c.Model
+		}
+		row("counts", "tokens of prompts%s: %s", of, countText(c))
 	}
 	for _, line := range s.engineLines() {
 		row("engine", "%s", line)

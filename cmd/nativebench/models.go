@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -20,14 +21,15 @@ import (
 func modelsCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "models",
-		Usage: "list the experiment's models, show one, or write synthetic weights of it",
+		Usage: "list the models, show one, download it, or write synthetic weights of it",
 		Description: "Examples:\n" +
 			"   nativebench models\n" +
 			"   nativebench models show gpt2\n" +
+			"   nativebench models pull gpt2                       from the Hugging Face hub\n" +
 			"   nativebench models synth gpt2 -o gpt2-synthetic    GGUF and a Hugging Face directory",
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
-				return refuse("unknown models command %q: choose from show, synth, or nothing to list them", c.Args().First())
+				return refuse("unknown models command %q: choose from show, pull, synth, or nothing to list them", c.Args().First())
 			}
 			listModels(c)
 			return nil
@@ -44,9 +46,11 @@ func modelsCommand() *cli.Command {
 					return showModel(c, m)
 				},
 			},
+			pullCommand(),
 			{
 				Name: "synth", Usage: "write random weights of a model's real shape", ArgsUsage: "MODEL",
 				Description: "Example:\n" +
+					"   nativebench models pull gpt2                       from the Hugging Face hub\n" +
 					"   nativebench models synth gpt2 -o gpt2-synthetic --dtype f16 --seed 1\n\n" +
 					"DIR gets a GGUF file, and the same numbers as a Hugging Face directory.",
 				Flags: []cli.Flag{
@@ -54,7 +58,8 @@ func modelsCommand() *cli.Command {
 					&cli.StringFlag{Name: "dtype", Value: "f16", Usage: "`TYPE`: f16, f32, bf16"},
 					&cli.Uint64Flag{Name: "seed", Value: syntheticSeed, Usage: "the same seed makes the same bytes"},
 					&cli.IntFlag{Name: "layers", Usage: "`N` layers instead of the model's: a small relative, for tests"},
-					&cli.IntFlag{Name: "width", Usage: "`N` numbers per token instead of the model's, a multiple of its head size"},
+					&cli.IntFlag{Name: "width", Usage: "`N` numbers per token instead of the model's, a multiple of its head size and of the heads that share a key"},
+					&cli.BoolFlag{Name: "gguf-only", Usage: "leave the Hugging Face directory out"},
 					&cli.StringFlag{Name: "engine-dir", Usage: "`DIR`: with vocab/ in it", DefaultText: "$NATIVEBENCH_ENGINE_DIR, or engine/ beside this program"},
 				},
 				Action: synthModel,
@@ -93,13 +98,16 @@ func writeTable(w io.Writer, t table.Writer) {
 
 func listModels(c *cli.Context) {
 	t := plainTable()
-	t.AppendHeader(table.Row{"model", "parameters", "context", "Hugging Face id", ""})
+	t.AppendHeader(table.Row{"model", "parameters", "context", "Hugging Face id", "in the hub's cache", ""})
 	for _, m := range plan.Models() {
-		gated := ""
+		var remarks []string
 		if m.Gated {
-			gated = "gated: needs a token"
+			remarks = append(remarks, "gated: needs a token")
 		}
-		t.AppendRow(table.Row{m.Key, m.Size, m.Context, m.HubID, gated})
+		if m.Beyond() {
+			remarks = append(remarks, "not of the experiment: sampled as "+m.SamplingOf)
+		}
+		t.AppendRow(table.Row{m.Key, m.Size, m.Context, m.HubID, cmp.Or(inCache(m.HubID), "—"), strings.Join(remarks, "; ")})
 	}
 	t.SetColumnConfigs([]table.ColumnConfig{{Number: 2, Align: text.AlignRight}, {Number: 3, Align: text.AlignRight}})
 	writeTable(c.App.Writer, t)
@@ -113,11 +121,17 @@ func showModel(c *cli.Context, m plan.Model) error {
 	}
 	row("model", "%s", m.Key)
 	row("hub", "https://huggingface.co/%s", m.HubID)
+	row("in the cache", "%s", cmp.Or(inCache(m.HubID), "no; nativebench models pull "+m.Key))
 	row("parameters", "%s (%d)", m.Size, m.Params)
 	row("architecture", "%s", m.Arch)
+	h := m.Shape
+	row("shape", "%d layers of width %d, %d heads (%d for keys and values), feed-forward %d, vocabulary %d", h.Layers, h.Width, h.Heads, h.KVHeads, h.FFN, h.Vocab)
+	if h.VocabNote != "" {
+		row("synthetic", "%s", h.VocabNote)
+	}
 	row("context", "%d tokens, prompt and output", m.Context)
 	if m.SlidingWindow > 0 {
-		row("attention", "sliding window of %d tokens", m.SlidingWindow)
+		row("attention", "sliding window of %d tokens; llama.cpp (native, llama-server) attends to all", m.SlidingWindow)
 	}
 	row("template", "%q", m.Render("…"))
 	bos := "no"
@@ -125,6 +139,9 @@ func showModel(c *cli.Context, m plan.Model) error {
 		bos = "the tokenizer adds one"
 	}
 	row("BOS", "%s", bos)
+	if m.Beyond() {
+		row("sampling", "that of %s: the experiment does not have this model", m.SamplingOf)
+	}
 	fmt.Fprintln(w)
 	t := plainTable()
 	t.AppendHeader(table.Row{"task", "temperature", "top_p", "max_tokens", "input tokens", "expected output"})
@@ -160,7 +177,7 @@ func synthModel(c *cli.Context) error {
 	if dir == "" {
 		dir = native.DefaultDir()
 	}
-	spec := synth.Spec{Model: m.Key, Seed: c.Uint64("seed"), DType: c.String("dtype"), VocabDir: filepath.Join(dir, "vocab"), Layers: c.Int("layers"), Width: c.Int("width")}
+	spec := synth.Spec{Model: m.Key, Seed: c.Uint64("seed"), DType: c.String("dtype"), VocabDir: filepath.Join(dir, "vocab"), Layers: c.Int("layers"), Width: c.Int("width"), GGUFOnly: c.Bool("gguf-only")}
 	if err := spec.Check(); err != nil {
 		return usageError{err}
 	}
@@ -179,6 +196,12 @@ func synthModel(c *cli.Context) error {
 		return err
 	}
 	fmt.Fprintf(c.App.Writer, "synthetic weights of %s (%s, seed %d), written in %s:\n", m.Key, made.DType, spec.Seed, short(time.Since(began)))
-	fmt.Fprintf(c.App.Writer, "  GGUF          %s\n  Hugging Face  %s\n", made.GGUF, made.HFDir)
+	fmt.Fprintf(c.App.Writer, "  GGUF          %s\n", made.GGUF)
+	if made.HFDir != "" {
+		fmt.Fprintf(c.App.Writer, "  Hugging Face  %s\n", made.HFDir)
+	}
+	if note := m.Shape.VocabNote; note != "" {
+		fmt.Fprintf(c.App.Writer, "  vocabulary    %s\n", note)
+	}
 	return nil
 }

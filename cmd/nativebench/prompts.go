@@ -2,12 +2,12 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"os"
-	"path/filepath"
 
 	"github.com/nativebench/nativebench/internal/plan"
+	"github.com/nativebench/nativebench/internal/results"
 	"github.com/nativebench/nativebench/internal/runner"
-	"github.com/nativebench/nativebench/native"
 )
 
 // sweepVariants is how many different prompts of one length a sweep has, so
@@ -38,7 +38,7 @@ func (b promptBook) job(c plan.Cell, attempt int) runner.Job {
 
 // makePrompts renders every prompt that the cells may use.
 func (s *setup) makePrompts() error {
-	s.prompts = promptBook{}
+	s.prompts, s.counts, s.countNotes, s.tokens = promptBook{}, nil, nil, map[string]map[string]int{}
 	var own []plan.Prompt
 	if s.plan.PromptFile != "" {
 		var err error
@@ -51,18 +51,19 @@ func (s *setup) makePrompts() error {
 		if err != nil {
 			return usageError{err}
 		}
-		var counter plan.Counter
-		if s.models[key] != nil && (s.plan.Sweep() || own != nil) {
-			vocab, err := native.OpenVocab(s.engineDir, s.models[key].file.Path)
-			if err == nil {
-				defer vocab.Close()
-				counter = vocab
-			} else if s.plan.Sweep() {
-				return refuse("prompts of exact lengths need the model's tokenizer: %w", err)
-			}
-		} else if s.plan.Sweep() {
-			return refuse("prompts of exact lengths need the model's tokenizer, and none of the backends %v has its weights here", s.plan.Backends)
+		counts, err := s.counterOf(m)
+		if err != nil {
+			return err
 		}
+		defer counts.close()
+		switch {
+		case s.plan.Sweep() && !counts.entry.Exact:
+			return refuse("prompts of exact lengths of %s need its own vocabulary; counts are %s", key, countText(counts.entry))
+		case !s.plan.Sweep() && own == nil && !counts.entry.Exact && recorded(m, s.plan.Tasks):
+			counts.entry = results.PromptCount{Model: key, Exact: true}
+			counts.Counter = nil
+		}
+		s.counts = append(s.counts, counts.entry)
 		for _, c := range s.cells {
 			k := promptKey{c.Model, c.Task, c.Prompt}
 			if c.Model != key || s.prompts[k] != nil {
@@ -70,61 +71,52 @@ func (s *setup) makePrompts() error {
 			}
 			switch {
 			case s.plan.Sweep():
-				s.prompts[k], err = exactPrompts(counter, m, c.Prompt)
+				s.prompts[k], err = exactPrompts(counts, m, c.Prompt)
 			case own != nil:
-				s.prompts[k], err = s.ownPrompts(own, counter, m, c)
+				s.prompts[k], err = s.ownPrompts(own, counts, m, c)
 			default:
-				s.prompts[k] = render(m, plan.Prompts(c.Task))
+				s.prompts[k] = render(m, s.fitted(plan.Prompts(c.Task), m, c, counts))
 			}
 			if err != nil {
 				return err
 			}
 		}
+		s.countPrompts(m, counts)
 	}
 	return nil
 }
 
-// vocabularies are the files of the engine's folder that hold a model's whole
-// tokenizer, by model.
-var vocabularies = map[string]string{"gpt2": "ggml-vocab-gpt-2.gguf", "llama-2-7b-chat": "ggml-vocab-llama-spm.gguf"}
-
-// promptTokens counts the prompts of the cells by our own tokenizer, so that
-// what servers say they read can be held against it; nothing is known of a model
-// whose vocabulary is not here.
-func (s *setup) promptTokens() map[string]map[string]int {
-	all := map[string]map[string]int{}
-	for _, key := range s.plan.Models {
-		var path string
-		switch m := s.models[key]; {
-		case m != nil:
-			path = m.file.Path
-		case vocabularies[key] != "":
-			path = filepath.Join(s.engineDir, "vocab", vocabularies[key])
-		default:
+// countPrompts keeps the lengths of the prompts of a model's cells, as far as
+// they are known exactly, so that what servers say they read can be held
+// against them.
+func (s *setup) countPrompts(m plan.Model, counts *counter) {
+	recorded := map[string]int{} // BOS included
+	if s.plan.PromptFile == "" && !s.plan.Sweep() {
+		for _, task := range s.plan.Tasks {
+			for _, p := range plan.Prompts(task) {
+				if recorded[p.ID] = p.Tokens[m.Key]; m.AddBOS {
+					recorded[p.ID]++
+				}
+			}
+		}
+	}
+	known := map[string]int{}
+	for _, c := range s.cells {
+		if c.Model != m.Key || !counts.entry.Exact {
 			continue
 		}
-		vocab, err := native.OpenVocab(s.engineDir, path)
-		if err != nil {
-			continue // no engine here, or a client-only build
-		}
-		counts := map[string]int{}
-		for _, c := range s.cells {
-			if c.Model != key {
+		for _, p := range s.prompts.job(c, 1).Prompts {
+			if _, done := known[p.ID]; done {
 				continue
 			}
-			for _, p := range s.prompts.job(c, 1).Prompts {
-				if _, done := counts[p.ID]; done {
-					continue
-				}
-				if n, err := vocab.CountTokens(p.Text); err == nil {
-					counts[p.ID] = n
-				}
+			if n, ok := counts.exactly(p.Text); ok {
+				known[p.ID] = n
+			} else if n := recorded[p.ID]; n > 0 {
+				known[p.ID] = n
 			}
 		}
-		vocab.Close()
-		all[key] = counts
 	}
-	return all
+	s.tokens[m.Key] = known
 }
 
 func readPrompts(path string) ([]plan.Prompt, error) {
@@ -160,8 +152,9 @@ func exactPrompts(c plan.Counter, m plan.Model, n int) (out []runner.Prompt, err
 
 // ownPrompts picks a task's prompts from the user's: those that name the task
 // and those that name none. Those that cannot fit are refused now, where they
-// can be counted, not one by one during the run.
-func (s *setup) ownPrompts(own []plan.Prompt, counter plan.Counter, m plan.Model, c plan.Cell) ([]runner.Prompt, error) {
+// can be counted, not one by one during the run. That some are shorter or
+// longer than the task says is noted.
+func (s *setup) ownPrompts(own []plan.Prompt, counts *counter, m plan.Model, c plan.Cell) ([]runner.Prompt, error) {
 	var list []plan.Prompt
 	for _, p := range own {
 		if p.Task == "" || p.Task == c.Task {
@@ -172,18 +165,34 @@ func (s *setup) ownPrompts(own []plan.Prompt, counter plan.Counter, m plan.Model
 		return nil, refuse("--prompts %s: none of its %d prompts is for task %s; choose other --task", s.plan.PromptFile, len(own), c.Task)
 	}
 	out := render(m, list)
-	if counter == nil {
+	if counts.Counter == nil {
 		return out, nil
 	}
-	room := s.plan.SlotContext(m)
+	room, outside := s.plan.SlotContext(m), 0
+	t, err := plan.TaskByKey(c.Task)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	least, most := math.MaxInt, 0
 	for i, p := range out {
-		n, err := counter.CountTokens(p.Text)
+		n, err := counts.CountTokens(p.Text)
 		if err != nil {
 			return nil, fmt.Errorf("--prompts %s: prompt %s: %w", s.plan.PromptFile, p.ID, err)
 		}
-		if n+c.Sampling.MaxTokens > room {
+		if n < t.InputTokens[0] || n > t.InputTokens[1] {
+			outside++
+		}
+		least, most = min(least, n), max(most, n)
+		if counts.entry.Exact && n+c.Sampling.MaxTokens > room {
 			return nil, refuse("--prompts %s: prompt %s has %d tokens, with %d of output over the context of %d: shorten it, lower --max-tokens or raise --ctx", s.plan.PromptFile, list[i].ID, n, c.Sampling.MaxTokens, room)
 		}
+	}
+	if outside > 0 {
+		about := ""
+		if !counts.entry.Exact {
+			about = "about "
+		}
+		s.countNotes = append(s.countNotes, fmt.Sprintf("%s: %d of %d prompts of %s lie outside the task's %s tokens: they have %s%s", m.Key, outside, len(out), s.plan.PromptFile+" for "+c.Task, span(t.InputTokens), about, span([2]int{least, most})))
 	}
 	return out, nil
 }

@@ -83,6 +83,10 @@ type seat struct {
 	lastLog func(n int) []string
 	stop    func(context.Context) error
 	metrics telemetry.Probe // what the server says of itself
+
+	kvPool    int  // tokens that its KV cache was started with; 0: not known
+	kvElement int  // bytes of an element in it; 0: not known
+	elsewhere bool // on another machine: what this one's GPUs do says nothing
 }
 
 // backends returns the rows: the engine in process, and every server.

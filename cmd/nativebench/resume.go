@@ -42,7 +42,7 @@ func resumeSetup(c *cli.Context, known registry) (*setup, error) {
 			changed = append(changed, "--"+name)
 		}
 	}
-	for _, name := range []string{"weights", "dtype", "hf-dir"} {
+	for _, name := range []string{"weights", "dtype", "layers", "width", "hf-dir"} {
 		if c.IsSet(name) {
 			changed = append(changed, "--"+name)
 		}
@@ -55,11 +55,26 @@ func resumeSetup(c *cli.Context, known registry) (*setup, error) {
 	for _, m := range run.Manifest.Models {
 		if _, err := os.Stat(m.Path); err != nil && m.Synthetic {
 			s.weights, s.dtype = synthetic, strings.ToLower(m.DType) // they can be written again
+			s.relativeOf(m)
 			continue
 		}
 		s.resumedPaths[m.Key], s.resumedDirs[m.Key] = m.Path, m.HFPath
 	}
 	return s, nil
+}
+
+// relativeOf asks for synthetic weights of the size that a run began with.
+func (s *setup) relativeOf(m results.Model) {
+	known, err := plan.ModelByKey(m.Key)
+	if err != nil || m.Relative == "" {
+		return
+	}
+	if m.Layers != known.Shape.Layers {
+		s.layers = m.Layers
+	}
+	if m.Width != known.Shape.Width {
+		s.width = m.Width
+	}
 }
 
 // todo are the indices of the cells that are not done.
@@ -107,6 +122,11 @@ func (s *setup) sameRun(now *results.Manifest) (differences []string, err error)
 	}
 	if a, b := was.Environment.Versions[promptsVersion], now.Environment.Versions[promptsVersion]; a != b {
 		return nil, refuse("--resume %s: %s is not the file that the run began with: restore it, or start a new run", s.out, s.plan.PromptFile)
+	}
+	for i, c := range was.PromptCounts {
+		if i < len(now.PromptCounts) && now.PromptCounts[i].SHA256 != c.SHA256 {
+			return nil, refuse("--resume %s: its prompts were counted with another vocabulary than there is now (%s; now %s): restore it, or start a new run", s.out, countText(c), countText(now.PromptCounts[i]))
+		}
 	}
 	note := func(what, a, b string) {
 		if a != b {

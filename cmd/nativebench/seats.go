@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/nativebench/nativebench/internal/bench"
+	"github.com/nativebench/nativebench/internal/results"
 )
 
 // startTries is how often in a row a backend may fail to become ready before
@@ -23,6 +24,9 @@ type seats struct {
 	alone  bool                 // only one server at a time: they would share a GPU
 	failed map[served]int       // failures to become ready in a row
 	why    map[served]error
+
+	gpus    gpuSet
+	stopped func(*keptSeat, []string) // told of each that was stopped, with warnings about its GPU memory; nil: nobody
 }
 
 // served is a backend with a model: one that cannot serve a model may well
@@ -36,6 +40,7 @@ func newSeats(place func(backendName, modelKey string) place) *seats {
 type keptSeat struct {
 	*seat
 	model string
+	held  []results.GPUHeld // of a server that was started here
 }
 
 // get returns the backend ready to serve the model. started tells that it was
@@ -64,6 +69,7 @@ func (s *seats) get(ctx context.Context, b backend, model string) (kept *keptSea
 	if s.failed[what] >= startTries {
 		return nil, false, died, fmt.Errorf("not tried again after %d failures in a row: %w", startTries, s.why[what])
 	}
+	before := s.gpus.memory()
 	ready, err := b.ready(ctx, s.place(b.name, model))
 	if err != nil {
 		if ctx.Err() == nil {
@@ -74,6 +80,10 @@ func (s *seats) get(ctx context.Context, b backend, model string) (kept *keptSea
 	}
 	s.failed[what] = 0
 	kept = &keptSeat{seat: ready, model: model}
+	if ready.stop != nil {
+		kept.held = s.gpus.held(before)
+		kept.entry.GPU = kept.held
+	}
 	s.taken[b.name] = kept
 	return kept, true, died, nil
 }
@@ -113,9 +123,16 @@ func (k *keptSeat) ended(failures bool) string {
 // drop stops a server. One that could not be stopped keeps its seat, so that it
 // is tried again and nothing is started beside it.
 func (s *seats) drop(ctx context.Context, name string) error {
-	if have := s.taken[name]; have.stop != nil {
+	have := s.taken[name]
+	if have.stop != nil {
 		if err := have.stop(ctx); err != nil {
 			return err
+		}
+	}
+	if len(have.held) > 0 {
+		warnings := s.gpus.waitFree(ctx, have.held)
+		if s.stopped != nil {
+			s.stopped(have, warnings)
 		}
 	}
 	delete(s.taken, name)

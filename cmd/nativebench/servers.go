@@ -167,7 +167,7 @@ func soundsLike(served string, m plan.Model) bool {
 // hand the requests on (ssh, docker, a proxy).
 func (at *seat) find(row httpbackends.Server) {
 	at.pids = func() []int { return nil }
-	if !here(at.entry.Endpoint) {
+	if at.elsewhere = !here(at.entry.Endpoint); at.elsewhere {
 		return
 	}
 	at.hidden = true
@@ -328,10 +328,19 @@ func launchServer(ctx context.Context, row httpbackends.Server, p place) (*seat,
 	if err != nil {
 		return nil, errors.Join(err, server.Stop(ctx))
 	}
+	kvPool, kvElement := 0, 2
+	if row.KVPool != nil {
+		kvPool = row.KVPool(start)
+	}
+	if start.DType == cpuType || start.DType == "" && strings.EqualFold(p.weights.DType, "f32") && row.Weights == httpbackends.HuggingFace {
+		kvElement = 4 // "auto": as it computes
+	}
 	return &seat{
-		spec:    spec,
-		metrics: metrics,
-		notes:   notes,
+		spec:      spec,
+		kvPool:    kvPool,
+		kvElement: kvElement,
+		metrics:   metrics,
+		notes:     notes,
 		entry: results.Backend{
 			Command: argv, Endpoint: server.Endpoint(), Log: p.log,
 			StartNS: server.StartToReady().Nanoseconds(), Settings: settings,

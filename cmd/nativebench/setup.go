@@ -36,6 +36,8 @@ type setup struct {
 	weights   string // "synthetic" or a path
 	hfDir     string // the same as a Hugging Face directory; "": none
 	dtype     string // of synthetic weights
+	layers    int    // of synthetic weights; 0: the model's
+	width     int    // of synthetic weights; 0: the model's
 	out       string
 	ownName   bool // out is not of --out
 	format    string
@@ -46,9 +48,13 @@ type setup struct {
 	resumedPaths map[string]string // the weights it began with, by model
 	resumedDirs  map[string]string // the same as Hugging Face directories
 	machine      telemetry.Machine
+	gpus         gpuSet
 	models       map[string]*model // by key; of backends that hold weights
 	prompts      promptBook
-	attached     map[string]*seat // endpoints in use, by backend; they have made a token
+	attached     map[string]*seat      // endpoints in use, by backend; they have made a token
+	counts       []results.PromptCount // how they were counted, by model
+	countNotes   []string
+	tokens       map[string]map[string]int // of the prompts, by model and id, where exact
 }
 
 // newSetup reads the flags onto base, the plan that they change.
@@ -56,6 +62,7 @@ func newSetup(c *cli.Context, known registry, base plan.Plan) *setup {
 	s := &setup{
 		known: known, plan: base,
 		engineDir: c.String("engine-dir"), weights: c.String("weights"), hfDir: absolute(c.String("hf-dir")), dtype: c.String("dtype"),
+		layers: c.Int("layers"), width: c.Int("width"),
 		out: c.String("out"), format: c.String("format"), yes: c.Bool("yes"), wait: c.Duration("ready-timeout"),
 	}
 	applyPlanFlags(c, &s.plan)
@@ -127,6 +134,9 @@ func (s *setup) check() error {
 		if err := check(); err != nil {
 			return usageError{err}
 		}
+	}
+	if err := s.checkVocab(); err != nil {
+		return err
 	}
 	return s.checkWeights()
 }
@@ -205,6 +215,9 @@ func (s *setup) resolveThreads() {
 // prompts and compares need and free memory. show tells what takes its time.
 func (s *setup) prepare(ctx context.Context, show *liveLine) error {
 	s.machine = telemetry.Inspect()
+	if s.gpus = (gpuSet{why: "not available: --gpu-layers 0 leaves the GPU alone"}); s.plan.Engine.GPULayers != 0 {
+		s.gpus = findGPUs()
+	}
 	s.resolveThreads()
 	s.models = map[string]*model{}
 	if len(s.holders()) > 0 {
@@ -418,6 +431,12 @@ func (s *setup) notes() []string {
 			}
 		}
 	}
+	for _, c := range s.counts {
+		if !c.Exact {
+			notes = append(notes, fmt.Sprintf("%s: the lengths of its prompts are %s", c.Model, countText(c)))
+		}
+	}
+	notes = append(notes, s.countNotes...)
 	if s.plan.PrefixCache {
 		notes = append(notes, "servers may reuse the KV cache of earlier prompts (--prefix-cache); native never does, so first tokens compare different work")
 	}

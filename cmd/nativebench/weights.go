@@ -32,6 +32,9 @@ type model struct {
 
 // checkWeights refuses weights that cannot be had, before anything slow.
 func (s *setup) checkWeights() error {
+	if s.weights != synthetic && (s.layers != 0 || s.width != 0) {
+		return refuse("--layers %d, --width %d: they are for synthetic weights, and --weights is %s: leave them away", s.layers, s.width, s.weights)
+	}
 	if len(s.holders()) == 0 {
 		return nil
 	}
@@ -117,9 +120,30 @@ func (s *setup) inspect(key, path string) (*model, error) {
 		Model: m, shape: shape, context: min(roundUp(need, contextStep), m.Context),
 		file: results.Model{
 			Key: key, HubID: m.HubID, Path: path, Bytes: st.Size(), DType: shape.DType,
-			Synthetic: shape.Synthetic, Seed: shape.Seed, Tokenizer: "in the model's file",
+			Synthetic: shape.Synthetic, Seed: shape.Seed, Tokenizer: orElse(shape.Vocabulary, results.TokenizerInFile),
+			Layers: shape.Layers, Width: shape.Width, Relative: relative(m, shape),
 		},
 	}, nil
+}
+
+func orElse(text, other string) string {
+	if text == "" {
+		return other
+	}
+	return text
+}
+
+// relative says in what a file's shape is not the model's, "" if it is: what is
+// measured of a relative is not the model's speed.
+func relative(m plan.Model, shape gguf.Summary) string {
+	var parts []string
+	if shape.Layers != m.Shape.Layers {
+		parts = append(parts, fmt.Sprintf("%d of %d layers", shape.Layers, m.Shape.Layers))
+	}
+	if shape.Width != m.Shape.Width {
+		parts = append(parts, fmt.Sprintf("width %d of %d", shape.Width, m.Shape.Width))
+	}
+	return strings.Join(parts, ", ")
 }
 
 // contextStep is to what llama.cpp's server rounds a slot's context up: with
@@ -157,7 +181,10 @@ func (s *setup) findModel(ctx context.Context, key string, show *liveLine) (*mod
 
 // synthSpec says which synthetic weights stand in for a model.
 func (s *setup) synthSpec(key string) synth.Spec {
-	return synth.Spec{Model: key, Seed: syntheticSeed, DType: s.dtype, VocabDir: filepath.Join(s.engineDir, "vocab")}
+	return synth.Spec{
+		Model: key, Seed: syntheticSeed, DType: s.dtype, VocabDir: filepath.Join(s.engineDir, "vocab"),
+		Layers: s.layers, Width: s.width, GGUFOnly: len(s.wantDirectory()) == 0,
+	}
 }
 
 // writeSynthetic returns the synthetic weights in the user's cache, where they
@@ -167,7 +194,16 @@ func writeSynthetic(ctx context.Context, spec synth.Spec, show *liveLine) (*synt
 	if err != nil {
 		return nil, refuse("synthetic weights need a cache directory: %w; set XDG_CACHE_HOME, or give --weights FILE.gguf", err)
 	}
-	dir := filepath.Join(cache, "nativebench", "models", fmt.Sprintf("%s-%s-seed%d", spec.Model, strings.ToLower(spec.DType), spec.Seed))
+	name := fmt.Sprintf("%s-%s-seed%d", spec.Model, strings.ToLower(spec.DType), spec.Seed)
+	for _, size := range []struct {
+		name string
+		n    int
+	}{{"layers", spec.Layers}, {"width", spec.Width}} {
+		if size.n != 0 {
+			name += fmt.Sprintf("-%s%d", size.name, size.n)
+		}
+	}
+	dir := filepath.Join(cache, "nativebench", "models", name)
 	defer show.erase()
 	return synth.Write(ctx, spec, dir, synthProgress(spec.Model, dir, show))
 }

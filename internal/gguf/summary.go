@@ -29,9 +29,11 @@ type Summary struct {
 	// Layers that attend to a window only are counted in full.
 	KVPerToken int64
 
-	// Synthetic tells random weights; Seed made them.
-	Synthetic bool
-	Seed      uint64
+	// Synthetic tells random weights; Seed made them, and Vocabulary says in
+	// what their vocabulary is not the model's own, "" if it is.
+	Synthetic  bool
+	Seed       uint64
+	Vocabulary string
 }
 
 // Metadata keys that mark weights which nativebench made up.
@@ -39,6 +41,8 @@ const (
 	SyntheticKey = "nativebench.synthetic" // bool
 	SeedKey      = "nativebench.seed"      // uint64
 	GeneratorKey = "nativebench.generator" // uint32, version of the generator
+	// VocabularyKey, a string, says in what the vocabulary is not the model's.
+	VocabularyKey = "nativebench.vocabulary"
 )
 
 // Summary collects the facts. The error names the metadata key that is missing
@@ -52,6 +56,7 @@ func (f *File) Summary() (Summary, error) {
 	s.Name, _ = Get[string](f, "general.name")
 	s.Synthetic, _ = Get[bool](f, SyntheticKey)
 	s.Seed, _ = Get[uint64](f, SeedKey)
+	s.Vocabulary, _ = Get[string](f, VocabularyKey)
 	for _, field := range []struct {
 		key string
 		to  *int

@@ -27,7 +27,7 @@ type Tool struct{ Name, Definition string }
 type Column struct {
 	Key    string // how users, CSV and JSON name it
 	Name   string // how reports print it
-	Unit   string // base unit: s, B, tok/s, req/s, tokens, requests
+	Unit   string // base unit: s, B, tok/s, req/s, tokens, requests, J, W, Hz, °C, ratio
 	Better Direction
 
 	Definition string // t0, t1, tL, n as in docs/metrics.md
@@ -152,6 +152,7 @@ func ByKey(key string) (Column, error) {
 func aliases() map[string]string {
 	return map[string]string{
 		"p2ft": "ttft", "latency": "e2e", "total_latency": "e2e", "tbt": "itl",
+		"vram": "gpu_peak_memory", "gpu_memory": "gpu_peak_memory", "energy": "energy_per_token", "power": "gpu_mean_power",
 		"throughput": "req_per_s", "rss": "peak_rss", "pss": "peak_pss",
 		"tok/s": "speed", "req/s": "req_per_s", "tokens_per_second": "speed",
 	}
@@ -160,7 +161,7 @@ func aliases() map[string]string {
 // Columns returns the table of all metrics, in the order in which reports
 // print them.
 func Columns() []Column {
-	return slices.Concat(latencyColumns(), speedColumns(), countColumns(), machineColumns(), phaseColumns())
+	return slices.Concat(latencyColumns(), speedColumns(), countColumns(), machineColumns(), gpuColumns(), phaseColumns())
 }
 
 func latencyColumns() []Column {
@@ -399,6 +400,114 @@ func machineColumns() []Column {
 			Cell: func(_ *Group, c *Cell) (float64, bool) { return float64(c.LoadNS) / 1e9, c.LoadNS > 0 },
 		},
 	}
+}
+
+// gpuColumn is one value of a cell that its GPUs gave.
+func gpuColumn(c Column, of func(*Group, *Cell) float64) Column {
+	c.Window = perCell
+	c.Cell = func(g *Group, cell *Cell) (float64, bool) {
+		if cell.GPU.Devices == 0 {
+			return 0, false
+		}
+		v := of(g, cell)
+		return v, v >= 0
+	}
+	c.Absent = func(g *Group) string {
+		why := ""
+		for i := range g.Cells {
+			cell := &g.Cells[i]
+			if _, ok := c.Cell(g, cell); ok {
+				return ""
+			}
+			for _, reason := range []string{cell.GPUMissing, cell.GPU.Missing[c.Key]} {
+				if why == "" {
+					why = reason
+				}
+			}
+		}
+		return why
+	}
+	return c
+}
+
+const (
+	clockNVML = "the GPU driver's (NVML), sampled while the cell was measured"
+	wholeGPU  = "of the whole board, idle power and what else it does included; summed over the GPUs on which the backend holds memory"
+)
+
+func gpuColumns() []Column {
+	return []Column{
+		gpuColumn(Column{
+			Key: "gpu_peak_memory", Name: "peak GPU memory", Unit: "B", Better: Neither,
+			Definition: "most GPU memory that the backend held in the window: that of its processes, or, where the driver does not show them, the rise of the device above what was in use before the backend was started. A server that reserves a pool holds all of it, used or not, so no merit is read from it",
+			Clock:      clockNVML + ", every 8 ms; a peak between two samples is missed",
+		}, func(_ *Group, c *Cell) float64 { return float64(c.GPU.PeakBytes) }),
+		gpuColumn(Column{
+			Key: "energy_per_request", Name: "energy per request", Unit: "J", Better: Lower, ByLength: true,
+			Definition: "energy of the GPUs in the window / successful requests: " + wholeGPU,
+			Clock:      clockNVML + ": its energy counter, or, where there is none, its power integrated",
+		}, func(g *Group, c *Cell) float64 {
+			n, _ := answered(c)
+			return perUnit(c.GPU.EnergyJ, n)
+		}),
+		gpuColumn(Column{
+			Key: "energy_per_token", Name: "energy per token", Unit: "J", Better: Lower,
+			Definition: "energy of the GPUs in the window / output tokens of successful requests: " + wholeGPU,
+			Clock:      clockNVML + ": its energy counter, or, where there is none, its power integrated", TokenCount: countTrust,
+		}, func(_ *Group, c *Cell) float64 {
+			_, tokens := answered(c)
+			return perUnit(c.GPU.EnergyJ, tokens)
+		}),
+		gpuColumn(Column{
+			Key: "gpu_mean_power", Name: "mean GPU power", Unit: "W", Better: Neither,
+			Definition: "energy in the window / its length: " + wholeGPU, Clock: clockNVML,
+		}, func(_ *Group, c *Cell) float64 { return c.GPU.MeanW }),
+		gpuColumn(Column{
+			Key: "gpu_peak_power", Name: "peak GPU power", Unit: "W", Better: Neither,
+			Definition: "largest power seen in the window; with several GPUs the sum of each one's largest. Older drivers tell means over a second only",
+			Clock:      clockNVML + ", every 100 ms",
+		}, func(_ *Group, c *Cell) float64 { return c.GPU.PeakW }),
+		gpuColumn(Column{
+			Key: "gpu_busy", Name: "GPU busy", Unit: "ratio", Better: Neither,
+			Definition: "share of time in which at least one kernel ran, 0 to 1; it does not tell how much of the GPU it used",
+			Clock:      clockNVML + "; the driver renews it a few times a second",
+		}, func(_ *Group, c *Cell) float64 { return c.GPU.Busy }),
+		gpuColumn(Column{
+			Key: "gpu_sm_clock", Name: "SM clock", Unit: "Hz", Better: Neither,
+			Definition: "mean clock of the GPU's multiprocessors in the window", Clock: clockNVML + ", every 100 ms",
+		}, func(_ *Group, c *Cell) float64 { return 1e6 * c.GPU.SMMHz }),
+		gpuColumn(Column{
+			Key: "gpu_temperature", Name: "GPU temperature", Unit: "°C", Better: Neither,
+			Definition: "highest temperature of the GPU in the window", Clock: clockNVML + ", every 500 ms",
+		}, func(_ *Group, c *Cell) float64 { return c.GPU.MaxCelsius }),
+	}
+}
+
+// answered are the successful requests of a cell and their output tokens; -1
+// tokens: nobody counted those of one of them.
+func answered(c *Cell) (requests, tokens int) {
+	for _, r := range c.Requests {
+		if r.Class != bench.OK {
+			continue
+		}
+		requests++
+		switch {
+		case tokens < 0:
+		case r.Counted == bench.CountNone:
+			tokens = -1
+		default:
+			tokens += r.OutputTokens
+		}
+	}
+	return requests, tokens
+}
+
+// perUnit is -1 where a quotient has no meaning.
+func perUnit(sum float64, n int) float64 {
+	if sum < 0 || n <= 0 {
+		return -1
+	}
+	return sum / float64(n)
 }
 
 func phaseColumns() []Column {

@@ -48,9 +48,26 @@ type Cell struct {
 	LoadNS, FirstConnNS int64
 	PeakRSS, PeakPSS    int64
 	CPUSeconds          float64 // of the backend's process tree; 0 or below: not known
+	// GPU is what the GPUs that the backend used did, and GPUMissing why that is
+	// not known.
+	GPU        GPU
+	GPUMissing string
 	// Partial: the cell did not run to its end, so that what it has one value of
 	// is not compared. Busy: other programs took of the machine meanwhile.
 	Partial, Busy bool
+}
+
+// GPU is what GPUs did in a cell's window, all that the backend used added up. A
+// value that is not known is -1, and Missing says why by the key of its column.
+type GPU struct {
+	Devices      int
+	PeakBytes    int64 // of the backend
+	EnergyJ      float64
+	MeanW, PeakW float64
+	Busy         float64 // 0 to 1, mean over the devices
+	SMMHz        float64 // mean
+	MaxCelsius   float64 // the hottest
+	Missing      map[string]string
 }
 
 // Group is everything that was measured of one backend under one load.

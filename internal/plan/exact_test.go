@@ -45,7 +45,7 @@ func TestExactPromptIsExact(t *testing.T) {
 			rapid.Check(t, func(t *rapid.T) {
 				m := rapid.SampledFrom(plan.Models()).Draw(t, "model")
 				// Below, template and word may be longer than what is asked.
-				n := rapid.IntRange(64, 1200).Draw(t, "n")
+				n := rapid.IntRange(128, 1200).Draw(t, "n")
 				variant := rapid.Uint64().Draw(t, "variant")
 				text, err := plan.ExactPromptVariant(c, m, n, variant)
 				if err != nil {

@@ -202,7 +202,13 @@ func (p Plan) Notes() []string {
 	var notes []string
 	for _, key := range p.Models {
 		m, err := ModelByKey(key)
-		if err != nil || !p.Sweep() {
+		if err != nil {
+			continue
+		}
+		if w := m.SlidingWindow; w > 0 && p.SlotContext(m) > w {
+			notes = append(notes, fmt.Sprintf("%s: prompts beyond %d tokens are other work in other engines: llama.cpp (native, llama-server) attends to all tokens, Transformers, vLLM and TGI to a sliding window", key, w))
+		}
+		if !p.Sweep() {
 			continue
 		}
 		longest, out := p.longestPrompt(m), p.sweepSampling().MaxTokens
@@ -215,9 +221,6 @@ func (p Plan) Notes() []string {
 		if len(over) > 0 {
 			notes = append(notes, fmt.Sprintf("%s: prompts of %s tokens were capped to %d: %s hold %d with %d for the output",
 				key, join(over), longest, p.contextWords(m), longest+out, out))
-		}
-		if w := m.SlidingWindow; w > 0 && slices.Max(p.promptLengths(m))+out > w {
-			notes = append(notes, fmt.Sprintf("%s: beyond %d tokens its attention is a sliding window (the model's position limit is %d), so cost grows more slowly there", key, w, m.Context))
 		}
 	}
 	if p.Sweep() && len(p.Tasks) > 0 && !slices.Equal(p.Tasks, taskKeys()) {

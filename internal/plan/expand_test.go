@@ -188,7 +188,7 @@ func TestSweep(t *testing.T) {
 	if diff := cmp.Diff([]string{
 		"gpt2: prompts of 1024, 2048, 4096 tokens were capped to 1000: its positions hold 1024 with 24 for the output",
 		"phi-2: prompts of 2048, 4096 tokens were capped to 2024: its positions hold 2048 with 24 for the output",
-		"mistral-7b-instruct: beyond 4096 tokens its attention is a sliding window (the model's position limit is 32768), so cost grows more slowly there",
+		"mistral-7b-instruct: prompts beyond 4096 tokens are other work in other engines: llama.cpp (native, llama-server) attends to all tokens, Transformers, vLLM and TGI to a sliding window",
 	}, p.Notes()); diff != "" {
 		t.Error(diff)
 	}

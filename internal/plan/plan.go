@@ -57,6 +57,9 @@ type Plan struct {
 	Insecure bool `json:"insecure,omitempty"`
 	// PromptFile is a user's own prompts in place of the built-in ones.
 	PromptFile string `json:"prompt_file,omitempty"`
+	// Vocab is a GGUF file with the model's vocabulary, to count prompts with
+	// where no backend has its weights.
+	Vocab string `json:"vocab,omitempty"`
 
 	RequestTimeout time.Duration `json:"request_timeout_ns"`
 	CellTimeout    time.Duration `json:"cell_timeout_ns"`

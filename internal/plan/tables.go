@@ -11,19 +11,26 @@ import (
 // Model is one row of the table of models.
 type Model struct {
 	Key    string // how users and results name it
+	Name   string // as its makers write it
 	HubID  string // repository on the Hugging Face hub
 	Size   string // number of parameters as it is usually printed, "6.7B"
 	Params int64  // the same, counted from the tensor shapes
 	Arch   string // general.architecture of its GGUF
+	HFType string // model_type of the hub's config.json
 	Gated  bool   // the hub asks for a token and an accepted licence
+	// SamplingOf, if set, is the model of the experiment whose rows of the
+	// sampling table this one takes: it is not one of the experiment's itself.
+	SamplingOf string
 
 	// Context is the number of positions, in tokens, prompt and output. It is
 	// max_position_embeddings (GPT-2: n_positions) of the hub's config.json.
 	Context int
 	// SlidingWindow is how many tokens back a layer attends, 0 for all. A
 	// prompt may be longer (Context is the limit); tokens further back are
-	// then seen through the layers in between only.
+	// then seen through the layers in between only. llama.cpp's converter and
+	// engine leave it away for Mistral and attend to all.
 	SlidingWindow int
+	Shape         Shape
 
 	// Before and After surround what the user says. They are the text of the
 	// model's single-turn template without BOS: the server or engine adds BOS
@@ -38,6 +45,31 @@ type Model struct {
 	AddBOS bool
 }
 
+// Shape is what decides the tensors of a model, with its architecture. Sources:
+// config.json on the hub and, for the vocabulary, what llama.cpp's sources hold.
+type Shape struct {
+	Layers, Width  int     // Width: elements of a token's embedding
+	Heads, KVHeads int     // of attention: for queries; for keys and values
+	FFN            int     // elements of the feed-forward's hidden layer
+	Vocab          int     // rows of the embedding: tokens, then Padding rows without one
+	Padding        int     // rows
+	Epsilon        float64 // of the norms
+	RopeTheta      float64 // base of the rotary frequencies; 0: positions are learned
+	RopeDims       int     // elements of each head that are rotated
+
+	// VocabFile, of llama.cpp's models directory, is the vocabulary of synthetic
+	// weights. VocabPre, if set, is the pre-tokenizer where the file's is another
+	// model's, and adds the tokens that go with it. VocabNote says in what the
+	// vocabulary is not the model's own file; "" if it is.
+	VocabFile, VocabPre, VocabNote string
+}
+
+// HeadSize is how many elements a head of attention has.
+func (s Shape) HeadSize() int { return s.Width / s.Heads }
+
+// Beyond tells a model that the experiment does not have.
+func (m Model) Beyond() bool { return m.SamplingOf != "" }
+
 // Render puts text, which is what the user says, into the model's single-turn
 // template. The result has no BOS and goes to a raw completion route.
 func (m Model) Render(text string) string {
@@ -47,28 +79,60 @@ func (m Model) Render(text string) string {
 	return m.Before + text + m.After
 }
 
-// Models returns the table of models, in the order in which they run.
+// Models returns the table of models, in the order in which they run: the
+// experiment's four, then those Beyond it. A model of an architecture that is
+// here already is one row more.
 func Models() []Model {
 	return []Model{
 		{
-			Key: "gpt2", HubID: "openai-community/gpt2", Size: "124M", Params: 124_439_808,
-			Arch: "gpt2", Context: 1024,
+			Key: "gpt2", Name: "GPT-2 small", HubID: "openai-community/gpt2", Size: "124M", Params: 124_439_808,
+			Arch: "gpt2", HFType: "gpt2", Context: 1024,
+			Shape: Shape{
+				Layers: 12, Width: 768, Heads: 12, KVHeads: 12, FFN: 3072, Vocab: 50257, Epsilon: 1e-5,
+				VocabFile: "ggml-vocab-gpt-2.gguf",
+			},
 		},
 		{
-			Key: "phi-2", HubID: "microsoft/phi-2", Size: "2.7B", Params: 2_779_683_840,
-			Arch: "phi2", Context: 2048,
+			Key: "phi-2", Name: "Phi-2", HubID: "microsoft/phi-2", Size: "2.7B", Params: 2_779_683_840,
+			Arch: "phi2", HFType: "phi", Context: 2048,
 			Before: "Instruct: ", After: "\nOutput:",
+			Shape: Shape{
+				Layers: 32, Width: 2560, Heads: 32, KVHeads: 32, FFN: 10240, Vocab: 51200, Padding: 905, Epsilon: 1e-5,
+				RopeTheta: 10000, RopeDims: 32,
+				VocabFile: "ggml-vocab-gpt-2.gguf", VocabPre: "phi-2",
+				VocabNote: "GPT-2's vocabulary with Phi-2's 38 added tokens, runs of blanks and of tabs, written from their definition",
+			},
 		},
 		{
-			Key: "llama-2-7b-chat", HubID: "meta-llama/Llama-2-7b-chat-hf", Size: "6.7B", Params: 6_738_415_616,
-			Arch: "llama", Gated: true, Context: 4096,
+			Key: "llama-2-7b-chat", Name: "Llama 2 7B Chat", HubID: "meta-llama/Llama-2-7b-chat-hf", Size: "6.7B", Params: 6_738_415_616,
+			Arch: "llama", HFType: "llama", Gated: true, Context: 4096,
 			Before: "[INST] ", After: " [/INST]", TrimText: true, AddBOS: true,
+			Shape: Shape{
+				Layers: 32, Width: 4096, Heads: 32, KVHeads: 32, FFN: 11008, Vocab: 32000, Epsilon: 1e-5,
+				RopeTheta: 10000, RopeDims: 128, VocabFile: "ggml-vocab-llama-spm.gguf",
+			},
 		},
 		{
-			Key: "mistral-7b-instruct", HubID: "mistralai/Mistral-7B-Instruct-v0.1", Size: "7.3B", Params: 7_241_732_096,
+			Key: "mistral-7b-instruct", Name: "Mistral 7B Instruct v0.1", HubID: "mistralai/Mistral-7B-Instruct-v0.1", Size: "7.3B", Params: 7_241_732_096,
 			// Open when it was released; the hub asks for an account since 2024.
-			Arch: "llama", Gated: true, Context: 32768, SlidingWindow: 4096,
+			Arch: "llama", HFType: "mistral", Gated: true, Context: 32768, SlidingWindow: 4096,
 			Before: "[INST] ", After: " [/INST]", AddBOS: true,
+			Shape: Shape{
+				Layers: 32, Width: 4096, Heads: 32, KVHeads: 8, FFN: 14336, Vocab: 32000, Epsilon: 1e-5,
+				RopeTheta: 10000, RopeDims: 128, VocabFile: "ggml-vocab-llama-spm.gguf",
+				VocabNote: "Llama 2's vocabulary in place of Mistral's own, which has as many tokens",
+			},
+		},
+		{
+			Key: "llama-3-8b-instruct", Name: "Llama 3 8B Instruct", HubID: "meta-llama/Meta-Llama-3-8B-Instruct", Size: "8.0B", Params: 8_030_261_248,
+			Arch: "llama", HFType: "llama", Gated: true, Context: 8192, SamplingOf: "llama-2-7b-chat",
+			Before:   "<|start_header_id|>user<|end_header_id|>\n\n",
+			After:    "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+			TrimText: true, AddBOS: true,
+			Shape: Shape{
+				Layers: 32, Width: 4096, Heads: 32, KVHeads: 8, FFN: 14336, Vocab: 128256, Epsilon: 1e-5,
+				RopeTheta: 500000, RopeDims: 128, VocabFile: "ggml-vocab-llama-bpe.gguf",
+			},
 		},
 	}
 }
@@ -144,11 +208,15 @@ func samplingTable() []samplingRow {
 }
 
 // SamplingFor returns the row of the sampling table for a model and a task:
-// temperature, top-p and the cap on output tokens. Seed and IgnoreEOS are left
-// zero. The error of an unknown key lists the keys.
+// temperature, top-p and the cap on output tokens; for a model beyond the
+// experiment that of the model it names. Seed and IgnoreEOS are left zero. The error of an unknown key lists the keys.
 func SamplingFor(model, task string) (bench.Sampling, error) {
-	if _, err := ModelByKey(model); err != nil {
+	m, err := ModelByKey(model)
+	if err != nil {
 		return bench.Sampling{}, err
+	}
+	if m.Beyond() {
+		model = m.SamplingOf
 	}
 	if _, err := TaskByKey(task); err != nil {
 		return bench.Sampling{}, err

@@ -19,8 +19,17 @@ func TestSamplingTable(t *testing.T) {
 		"llama-2-7b-chat":     {s(0.7, 0.95, 150), s(0.3, 0.9, 80), s(0.1, 1.0, 50), s(0.6, 0.85, 120)},
 		"mistral-7b-instruct": {s(0.8, 0.95, 120), s(0.3, 0.9, 70), s(0.2, 1.0, 50), s(0.7, 0.9, 110)},
 	}
-	if len(plan.Models()) != len(want) || len(plan.Tasks()) != 4 {
-		t.Fatalf("%d models and %d tasks, want %d and 4", len(plan.Models()), len(plan.Tasks()), len(want))
+	var beyond []string
+	for _, m := range plan.Models() {
+		if _, ok := want[m.Key]; ok == m.Beyond() {
+			t.Errorf("%s: beyond the experiment: %v", m.Key, m.Beyond())
+		} else if m.Beyond() {
+			want[m.Key] = want[m.SamplingOf]
+			beyond = append(beyond, m.Key)
+		}
+	}
+	if len(plan.Models()) != 4+len(beyond) || len(want) != 4+len(beyond) || len(plan.Tasks()) != 4 {
+		t.Fatalf("%d models, of them %q beyond the experiment, and %d tasks", len(plan.Models()), beyond, len(plan.Tasks()))
 	}
 	for model, row := range want {
 		for task, want := range map[string]bench.Sampling{"chat": row.chat, "summarization": row.summarization, "qa": row.qa, "code": row.code} {
@@ -42,7 +51,8 @@ func TestModelTable(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-		got.Params, got.Arch, got.Before, got.After, got.TrimText = 0, "", "", "", false
+		got.Params, got.Name, got.Arch, got.HFType, got.Shape = 0, "", "", "", plan.Shape{}
+		got.Before, got.After, got.TrimText = "", "", false
 		if got != want {
 			t.Errorf("%+v\nwant %+v", got, want)
 		}
@@ -64,6 +74,7 @@ func TestModelParams(t *testing.T) {
 		"phi-2":               phi(51200, 2560, 10240, 32),
 		"llama-2-7b-chat":     llama(32000, 4096, 4096, 11008, 32),
 		"mistral-7b-instruct": llama(32000, 4096, 1024, 14336, 32),
+		"llama-3-8b-instruct": llama(128256, 4096, 1024, 14336, 32),
 	} {
 		if m, err := plan.ModelByKey(key); err != nil || m.Params != int64(want) {
 			t.Errorf("%s: %d parameters, %v; its shapes have %d", key, m.Params, err, want)
@@ -116,7 +127,7 @@ func TestUnknownNames(t *testing.T) {
 		err  error
 		want string
 	}{
-		{model, `unknown model "phi2": did you mean "phi-2"? choose from gpt2, phi-2, llama-2-7b-chat, mistral-7b-instruct`},
+		{model, `unknown model "phi2": did you mean "phi-2"? choose from gpt2, phi-2, llama-2-7b-chat, mistral-7b-instruct, llama-3-8b-instruct`},
 		{task, `unknown task "sumarization": did you mean "summarization"? choose from chat, summarization, qa, code`},
 		{far, `unknown task "translation": choose from chat, summarization, qa, code`},
 		{sweep, `unknown task "context": choose from chat, summarization, qa, code`},

@@ -18,7 +18,7 @@ import (
 // why there is no value.
 func csvHeader() []string {
 	return []string{
-		"run", "run_id", "load", "model", "synthetic_weights", "task", "prompt_tokens", "mode", "concurrency", "backend",
+		"run", "run_id", "load", "model", "synthetic_weights", "relative", "task", "prompt_tokens", "mode", "concurrency", "backend",
 		"metric", "unit", "better",
 		"n", "median", "median_lo", "median_hi", "mean", "min", "max", "p90", "p99", "count",
 		"repeat_spread", "reference", "ratio", "ratio_lo", "ratio_hi", "p_value", "test", "verdict",
@@ -62,7 +62,7 @@ func (s *seat) csvRow(e measure.Estimate) []string {
 		number = strconv.Itoa(e.Count)
 	}
 	row := []string{
-		l.run.Dir, l.run.Manifest.RunID, l.Load, l.Model, strconv.FormatBool(l.run.synthetic(l.Model)), l.Task, prompt, l.Mode,
+		l.run.Dir, l.run.Manifest.RunID, l.Load, l.Model, strconv.FormatBool(l.run.synthetic(l.Model)), l.run.model(l.Model).Relative, l.Task, prompt, l.Mode,
 		strconv.Itoa(l.Concurrency), s.backend,
 		e.Column.Key, e.Column.Unit, string(e.Column.Better),
 		strconv.Itoa(e.N), decimal(e.Median), decimal(e.Lo), decimal(e.Hi), decimal(e.Mean), decimal(e.Min), decimal(e.Max),

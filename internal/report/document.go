@@ -205,6 +205,7 @@ func cellOf(c results.CellResult) measure.Cell {
 	if e := c.Event; e != nil {
 		m.Busy = slices.ContainsFunc(e.Warnings, func(w string) bool { return strings.HasPrefix(w, "busy machine") })
 		m.Window, m.LoadNS, m.FirstConnNS = e.WindowNS, e.LoadNS, e.FirstConnNS
+		m.GPU, m.GPUMissing = gpuOf(e), e.GPUMissing
 		if e.Host != nil {
 			m.PeakRSS, m.PeakPSS, m.CPUSeconds = e.Host.PeakRSS, e.Host.PeakPSS, e.Host.CPUSeconds
 		}

@@ -3,6 +3,7 @@ package report
 import (
 	"fmt"
 	"math"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -55,11 +56,24 @@ func (v *runView) heading() section {
 			if model.Seed != 0 {
 				seed = fmt.Sprintf(" (seed %d)", model.Seed)
 			}
-			s.facts = append(s.facts, fact{"", "synthetic weights" + seed + ": random numbers in the real shape. Speed and memory are real, the text is noise", alarm})
+			text := ": random numbers in the real shape. Speed and memory are real, the text is noise"
+			if model.Relative != "" {
+				text = ": random numbers, the text is noise"
+			}
+			s.facts = append(s.facts, fact{"", "synthetic weights" + seed + text, alarm})
+			if t := model.Tokenizer; t != "" && t != results.TokenizerInFile {
+				s.facts = append(s.facts, fact{"", "vocabulary: " + t, plain})
+			}
+		}
+		if model.Relative != "" {
+			s.facts = append(s.facts, fact{"", fmt.Sprintf("not %s itself but a relative, %s: its speed and memory are not the model's", key, model.Relative), alarm})
 		}
 	}
 	for _, key := range v.backends {
 		say(key, "%s", v.backendText(key))
+	}
+	for _, c := range m.PromptCounts {
+		say("prompts", "%s", countText(c))
 	}
 	say("machine", "%s", environment(m.Environment))
 	say("plan", "%s", v.planText())
@@ -215,6 +229,20 @@ func (v *runView) planText() string {
 		fmt.Sprintf("%s × %s", requests, count(repeats, "repeat"))), " · ")
 }
 
+// countText says how a model's prompts were counted before they were sent.
+func countText(c results.PromptCount) string {
+	how := "not counted before they were sent"
+	switch {
+	case c.Exact && c.Vocabulary != "":
+		how = "counted exactly, with the vocabulary in " + filepath.Base(c.Vocabulary)
+	case c.Exact:
+		how = "counted exactly, when they were written"
+	case c.Vocabulary != "":
+		how = "counted approximately, with the vocabulary in " + filepath.Base(c.Vocabulary)
+	}
+	return c.Model + ": " + how
+}
+
 // when is the wall-clock start and how long the cells took.
 func (v *runView) when() string {
 	text := v.Manifest.Created.UTC().Format("2006-01-02 15:04 UTC")
@@ -355,6 +383,9 @@ func (v *runView) title(what, model string) string {
 	}
 	if v.synthetic(model) {
 		title += " · synthetic weights"
+	}
+	if r := v.model(model).Relative; r != "" {
+		title += " · relative: " + r
 	}
 	return title
 }

@@ -37,6 +37,8 @@ func lines() []line {
 		{key: "steady_req_per_s", when: anyKnown("steady_req_per_s")},
 		{key: "tok_per_s", when: parallel},
 		{key: "steady_tok_per_s", when: anyKnown("steady_tok_per_s")},
+		{key: "energy_per_request", when: anyKnown("energy_per_request")},
+		{key: "energy_per_token", when: anyKnown("energy_per_token")},
 		{key: "output_tokens"},
 		{key: "outside_range", when: counted("outside_range")},
 	}

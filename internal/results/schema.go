@@ -34,11 +34,12 @@ type Manifest struct {
 	Clock       Clock       `json:"clock"`
 	Clocks      []Clock     `json:"clocks,omitempty"` // of each time that the run was resumed, in that order
 	Models      []Model     `json:"models"`
-	Backends    []Backend   `json:"backends"` // as they answered; filled as they start
-	// PromptTokens are the lengths of the rendered prompts by the tokenizer
-	// here, BOS included: by model, by id of the prompt. Absent for a model
-	// whose vocabulary is not here.
+	// PromptCounts say, by model, how prompts were counted before they were sent.
+	PromptCounts []PromptCount `json:"prompt_counts,omitempty"`
+	// PromptTokens are the lengths of the rendered prompts by that count, BOS
+	// included: by model, by id of the prompt. Absent where it is not exact.
 	PromptTokens map[string]map[string]int `json:"prompt_tokens,omitempty"`
+	Backends     []Backend                 `json:"backends"` // as they answered; filled as they start
 }
 
 // Cell names one planned cell and what is needed to group it, so that reports
@@ -69,17 +70,35 @@ type Tool struct {
 
 // Environment is the machine.
 type Environment struct {
-	OS         string            `json:"os"`
-	Kernel     string            `json:"kernel"`
-	CPU        string            `json:"cpu"`
-	Cores      int               `json:"cores"` // usable by this process
-	MemoryB    int64             `json:"memory_bytes"`
-	Governor   string            `json:"governor"`  // or why it is not known
-	Container  string            `json:"container"` // "" on bare metal; hypervisor or container kind
-	Devices    []string          `json:"devices,omitempty"`
-	Versions   map[string]string `json:"versions,omitempty"`
-	Warnings   []string          `json:"warnings,omitempty"`
-	LoadBefore float64           `json:"load_before"` // cores busy with other work just before the run
+	OS        string   `json:"os"`
+	Kernel    string   `json:"kernel"`
+	CPU       string   `json:"cpu"`
+	Cores     int      `json:"cores"` // usable by this process
+	MemoryB   int64    `json:"memory_bytes"`
+	Governor  string   `json:"governor"`  // or why it is not known
+	Container string   `json:"container"` // "" on bare metal; hypervisor or container kind
+	Devices   []string `json:"devices,omitempty"`
+	// GPUs are those that were measured; GPUsMissing says why there are none.
+	GPUs        []GPU             `json:"gpus,omitempty"`
+	GPUsMissing string            `json:"gpus_missing,omitempty"` // "not available: …"
+	Versions    map[string]string `json:"versions,omitempty"`
+	Warnings    []string          `json:"warnings,omitempty"`
+	LoadBefore  float64           `json:"load_before"` // cores busy with other work just before the run
+}
+
+// GPU is one that the run may use, as its driver describes it. Texts that are
+// not known begin with "not known: ".
+type GPU struct {
+	Device      string  `json:"device"`        // as telemetry names it: gpu0; gpu0.1 for a part that MIG has cut off
+	Engine      string  `json:"engine_device"` // as the engine names it: CUDA0
+	Name        string  `json:"name"`
+	UUID        string  `json:"uuid"`
+	MemoryB     int64   `json:"memory_bytes"` // -1: not known
+	PowerLimitW float64 `json:"power_limit_watts"`
+	MIG         string  `json:"mig"` // off, on, "part of GPU 0"
+	Persistence string  `json:"persistence"`
+	ECC         string  `json:"ecc"`
+	Processes   string  `json:"processes"` // visible, or why not
 }
 
 // Clock says how the stamps of one sitting relate: of the run as it was begun,
@@ -96,6 +115,9 @@ type Clock struct {
 	EventsBefore int `json:"events_before,omitempty"`
 }
 
+// TokenizerInFile is Model.Tokenizer where the file holds the model's own.
+const TokenizerInFile = "in the model's file"
+
 // Model is what was loaded.
 type Model struct {
 	Key       string `json:"key"`
@@ -107,7 +129,21 @@ type Model struct {
 	DType     string `json:"dtype"`
 	Synthetic bool   `json:"synthetic"`
 	Seed      uint64 `json:"seed,omitempty"`      // of the synthetic weights
-	Tokenizer string `json:"tokenizer,omitempty"` // where the vocabulary came from
+	Tokenizer string `json:"tokenizer,omitempty"` // TokenizerInFile, or what stands in for the model's own
+	Layers    int    `json:"layers,omitempty"`
+	Width     int    `json:"width,omitempty"` // elements of a token's embedding
+	// Relative says in what the shape is not the model's, "2 of 32 layers".
+	Relative string `json:"relative,omitempty"`
+}
+
+// PromptCount is how the prompts of a model were counted when they were chosen
+// or made. What the backends counted is in the requests.
+type PromptCount struct {
+	Model      string `json:"model"`
+	Vocabulary string `json:"vocabulary,omitempty"` // path of the file; "" and Exact: recorded with the built-in prompts
+	SHA256     string `json:"sha256,omitempty"`     // of the file
+	Exact      bool   `json:"exact"`
+	Note       string `json:"note,omitempty"` // why it is not exact
 }
 
 // Backend is a backend of this run with what it cost to start.
@@ -117,6 +153,8 @@ type Backend struct {
 	Endpoint string   `json:"endpoint,omitempty"`
 	Log      string   `json:"log,omitempty"`
 	StartNS  int64    `json:"start_to_ready_ns,omitempty"`
+	// GPU is what a server that was started here held, by device.
+	GPU []GPUHeld `json:"gpu,omitempty"`
 	// Settings, nil where nativebench does not set them.
 	Settings *Settings `json:"settings,omitempty"`
 }
@@ -166,7 +204,9 @@ type CellEvent struct {
 	Memory      []bench.MemoryPart `json:"memory,omitempty"`
 	Host        *HostUse           `json:"host,omitempty"`
 	Server      *ServerUse         `json:"server,omitempty"`
-	Warnings    []string           `json:"warnings,omitempty"` // cell-wide, for people
+	GPU         []GPUUse           `json:"gpu,omitempty"`         // one for each GPU that the run may use
+	GPUMissing  string             `json:"gpu_missing,omitempty"` // why there is none: "not available: …"
+	Warnings    []string           `json:"warnings,omitempty"`    // cell-wide, for people
 }
 
 // HostUse sums the host telemetry of a cell's window. -1: not known.
@@ -189,14 +229,79 @@ type ServerUse struct {
 	RunningMax       float64 `json:"running_max"` // requests, over the scrapes within the window
 	RunningMean      float64 `json:"running_mean"`
 	WaitingMax       float64 `json:"waiting_max"`
-	KVCacheUsedMax   float64 `json:"kv_cache_used_max"`    // share, 0 to 1
-	PrefixHits       int64   `json:"prefix_cache_hits"`    // prompt tokens
-	PrefixQueries    int64   `json:"prefix_cache_queries"` // prompt tokens
+	KVCacheUsedMax   float64 `json:"kv_cache_used_max"`            // share, 0 to 1
+	KVHeldMax        float64 `json:"kv_held_max_tokens,omitempty"` // set aside for the running requests
+	KVPoolTokens     float64 `json:"kv_pool_tokens,omitempty"`     // that the cache has room for
+	KVTokenBytes     int64   `json:"kv_token_bytes,omitempty"`     // keys and values of one token, from the model's shape
+	PrefixHits       int64   `json:"prefix_cache_hits"`            // prompt tokens
+	PrefixQueries    int64   `json:"prefix_cache_queries"`         // prompt tokens
 	Preemptions      int64   `json:"preemptions"`
 	QueueMeanSeconds float64 `json:"queue_mean_seconds"`
 	PromptTokens     int64   `json:"prompt_tokens"`  // as the server counts them
 	OutputTokens     int64   `json:"output_tokens"`  // as the server counts them
 	ScrapeSeconds    float64 `json:"scrape_seconds"` // mean time of one scrape
+}
+
+// GPUUse sums the telemetry of one GPU over a cell's window. -1: not known;
+// Missing says why, by series: memory, processes, energy, power, clocks,
+// reasons, temperature, utilization, pcie.
+type GPUUse struct {
+	Device string `json:"device"`        // gpu0
+	Engine string `json:"engine_device"` // CUDA0
+	Name   string `json:"name"`
+
+	Reads         int     `json:"reads"`          // of the memory in use, within the window
+	PeriodSeconds float64 `json:"period_seconds"` // mean time between two of them
+	GapSeconds    float64 `json:"gap_seconds"`    // the longest
+
+	// Memory in use on the device, by all processes: before the backend was
+	// started, just before the cell's first request, the most in its window, and
+	// after the backend had ended (-1 while it goes on).
+	Before   int64 `json:"before_bytes"`
+	Loaded   int64 `json:"loaded_bytes"`
+	Peak     int64 `json:"peak_bytes"`
+	Released int64 `json:"released_bytes"`
+	// The backend's own, by Source: "processes" (what the driver lists under its
+	// process tree) or "device" (the rise of the device above Before, for the
+	// reason in SourceWhy).
+	OwnContext int64  `json:"own_context_bytes"` // before its weights came
+	OwnLoaded  int64  `json:"own_loaded_bytes"`
+	OwnPeak    int64  `json:"own_peak_bytes"`
+	Source     string `json:"own_source,omitempty"`
+	SourceWhy  string `json:"own_source_why,omitempty"`
+	Foreign    int64  `json:"foreign_peak_bytes"` // most that other processes held
+	ForeignN   int    `json:"foreign_processes"`  // most of them at once
+
+	EnergyJ      float64 `json:"energy_joules"`           // of the whole board
+	EnergySource string  `json:"energy_source,omitempty"` // "counter", or "power": its integral
+	EnergyStep   float64 `json:"energy_step_seconds"`     // mean time between two steps of it
+	MeanW        float64 `json:"mean_watts"`
+	PeakW        float64 `json:"peak_watts"`
+	PowerMean    bool    `json:"power_is_mean,omitempty"` // peak_watts is of means over a second
+
+	SMMHz      float64            `json:"sm_mhz"` // mean
+	SMMinMHz   float64            `json:"sm_min_mhz"`
+	MemoryMHz  float64            `json:"memory_mhz"`
+	MaxCelsius float64            `json:"max_celsius"`
+	Throttled  map[string]float64 `json:"throttled,omitempty"` // share of the samples by reason
+	Busy       float64            `json:"busy"`                // share of time in which a kernel ran
+
+	PCIeSent     float64 `json:"pcie_sent_bytes"`
+	PCIeReceived float64 `json:"pcie_received_bytes"`
+	PCIeSource   string  `json:"pcie_source,omitempty"` // "counter", or "rates": of moments, times the window
+
+	CallSeconds  map[string]float64 `json:"call_seconds,omitempty"` // mean time of one call, by series
+	SamplerCores float64            `json:"sampler_cores"`          // share of a core that sampling all GPUs took
+	Missing      map[string]string  `json:"missing,omitempty"`
+}
+
+// GPUHeld is the memory in use on a GPU around the life of a server, in bytes.
+// -1: not known.
+type GPUHeld struct {
+	Device   string `json:"device"`
+	Before   int64  `json:"before_bytes"`   // it was started
+	Ready    int64  `json:"ready_bytes"`    // it had made its first token
+	Released int64  `json:"released_bytes"` // it had ended, waited for; -1 while it runs
 }
 
 // Record is one request, one line of requests.jsonl.
@@ -226,6 +331,6 @@ type Record struct {
 type Sample struct {
 	T       int64              `json:"t_ns"`
 	Cell    string             `json:"cell,omitempty"`
-	Subject string             `json:"subject"` // host, backend, server, sampler
+	Subject string             `json:"subject"` // host, backend, server, sampler, gpu0 …, gpu_sampler
 	Values  map[string]float64 `json:"v"`       // base units in the names: rss_bytes, cpu_seconds
 }

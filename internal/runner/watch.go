@@ -20,6 +20,7 @@ type Watcher struct {
 	mark   chan struct{}
 	ended  chan struct{}
 	server *serverWatch // nil: there is none, or it says nothing of itself
+	gpu    *gpuWatch    // nil: there are none to be watched
 
 	// Of the sampling goroutine until ended is closed:
 	log     telemetry.Log
@@ -30,9 +31,9 @@ type Watcher struct {
 // Watch starts to sample the process trees of the backend (its roots are what
 // backend returns) and the host. Each sample of cell goes to keep, which must
 // not keep its Values. server, if not nil, asks the server about itself, once a
-// second and at the edges of the window; keep is then called from two
-// goroutines.
-func Watch(cell string, backend func() []int, server telemetry.Probe, keep func(*results.Sample) error) *Watcher {
+// second and at the edges of the window. The GPUs are sampled every 8 ms. keep is
+// called from a goroutine for each of these.
+func Watch(cell string, backend func() []int, server telemetry.Probe, keep func(*results.Sample) error, gpus ...GPU) *Watcher {
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &Watcher{cancel: cancel, mark: make(chan struct{}, 1), ended: make(chan struct{})}
 	s := telemetry.Sampler{Now: bench.Now, Mark: w.mark, Probes: []telemetry.Probe{
@@ -41,6 +42,9 @@ func Watch(cell string, backend func() []int, server telemetry.Probe, keep func(
 	}}
 	if server != nil {
 		w.server = watchServer(ctx, cell, server, keep)
+	}
+	if len(gpus) > 0 {
+		w.gpu = watchGPUs(ctx, cell, gpus, keep)
 	}
 	go func() {
 		defer close(w.ended)
@@ -60,6 +64,9 @@ func (w *Watcher) Mark() {
 	ask(w.mark)
 	if w.server != nil {
 		ask(w.server.mark)
+	}
+	if w.gpu != nil {
+		ask(w.gpu.mark)
 	}
 }
 
@@ -82,6 +89,12 @@ func (w *Watcher) Stop(window [2]int64, cores int, hidden bool) (*results.HostUs
 		<-w.server.ended
 		if w.keepErr == nil {
 			w.keepErr = w.server.keepErr
+		}
+	}
+	if w.gpu != nil {
+		w.gpu.ended.Wait()
+		if w.keepErr == nil {
+			w.keepErr = w.gpu.keepErr
 		}
 	}
 	if window[1] <= window[0] {

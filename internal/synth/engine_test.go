@@ -166,7 +166,11 @@ func TestRealTokenizer(t *testing.T) {
 	if dir == "" {
 		t.Skip("NATIVEBENCH_ENGINE_DIR is not set: no real vocabulary")
 	}
-	v, err := readVocabulary(filepath.Join(dir, "vocab", "ggml-vocab-gpt-2.gguf"), 50257)
+	m, err := modelByKey("gpt2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := readVocabulary(filepath.Join(dir, "vocab", m.Shape.VocabFile), m.Shape)
 	if errors.Is(err, fs.ErrNotExist) {
 		t.Skip(err)
 	}

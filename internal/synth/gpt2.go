@@ -2,21 +2,14 @@ package synth
 
 import (
 	"fmt"
-	"math"
 
 	"github.com/nativebench/nativebench/internal/gguf"
+	"github.com/nativebench/nativebench/internal/plan"
 )
 
-// gpt2 is the architecture of GPT-2: learned positions, LayerNorm before each
-// block, one matrix for queries, keys and values, GELU, output matrix tied to
-// the token embedding.
-func gpt2() architecture {
-	return architecture{name: "gpt2", tensors: gpt2Tensors, metadata: gpt2Metadata, config: gpt2Config}
-}
-
-const gpt2Epsilon = 1e-5 // of LayerNorm
-
-// gpt2Tensors lists the weights. Names and shapes are those of llama.cpp's
+// gpt2Tensors lists the weights of GPT-2: learned positions, LayerNorm before
+// each block, one matrix for queries, keys and values, GELU, output matrix tied
+// to the token embedding. Names and shapes are those of llama.cpp's
 // converter and of the checkpoint openai-community/gpt2, whose Conv1D layers
 // hold matrices as inputs × outputs.
 //
@@ -40,7 +33,7 @@ const gpt2Epsilon = 1e-5 // of LayerNorm
 //   - blocks add much more to the residual stream than the embedding brings.
 //
 // The values were found by trying: see TestTextIsVaried.
-func gpt2Tensors(m model, eos int) []tensor {
+func gpt2Tensors(s plan.Shape, context int, quiet []span) []tensor {
 	const (
 		logitStd = 4.4
 		attend   = 2.2 // queries, keys and values, per element
@@ -49,26 +42,19 @@ func gpt2Tensors(m model, eos int) []tensor {
 		ffnOut   = 1.0 // to the residual stream is then about 0.8 per element
 		gain     = 0.1 // how far LayerNorm gains stray from 1
 		bias     = 0.1
-		// End of sequence gets a logit near 0 among logits of logitStd: its
-		// probability is some e^-18 at each step.
-		eosBy = 0.1
 	)
-	width, ff := int64(m.width), 4*int64(m.width)
-	per := func(std float64, inputs int64) float32 { return float32(std / math.Sqrt(float64(inputs))) }
-	vector := func(gguf, hf string, n int64, mean, std float32) tensor {
-		return tensor{gguf: gguf, hf: hf, cols: n, mean: mean, std: std}
-	}
+	width, ff := int64(s.Width), int64(s.FFN)
 	conv1D := func(gguf, hf string, in, out int64, std float64) tensor {
 		return tensor{gguf: gguf, hf: hf, rows: out, cols: in, transposed: true, std: per(std, in)}
 	}
 	embedding := per(logitStd, width)
 	all := []tensor{
-		{gguf: "token_embd.weight", hf: "wte.weight", rows: int64(m.vocab), cols: width, std: embedding, quietRow: int64(eos), quietBy: eosBy},
-		{gguf: "position_embd.weight", hf: "wpe.weight", rows: int64(m.context), cols: width, wide: true, std: embedding},
+		{gguf: "token_embd.weight", hf: "wte.weight", rows: int64(s.Vocab), cols: width, std: embedding, quiet: quiet},
+		{gguf: "position_embd.weight", hf: "wpe.weight", rows: int64(context), cols: width, wide: true, std: embedding},
 		vector("output_norm.weight", "ln_f.weight", width, 0, 1),
 		vector("output_norm.bias", "ln_f.bias", width, 0, bias),
 	}
-	for i := range m.layers {
+	for i := range s.Layers {
 		g, h := fmt.Sprintf("blk.%d.", i), fmt.Sprintf("h.%d.", i)
 		all = append(all,
 			vector(g+"attn_norm.weight", h+"ln_1.weight", width, 1, gain),
@@ -89,19 +75,19 @@ func gpt2Tensors(m model, eos int) []tensor {
 }
 
 // gpt2Metadata gives the keys that llama.cpp's converter writes for GPT-2.
-func gpt2Metadata(m model) []gguf.KV {
+func gpt2Metadata(m plan.Model) []gguf.KV {
 	return []gguf.KV{
-		{Key: "gpt2.block_count", Value: uint32(m.layers)},
-		{Key: "gpt2.context_length", Value: uint32(m.context)},
-		{Key: "gpt2.embedding_length", Value: uint32(m.width)},
-		{Key: "gpt2.feed_forward_length", Value: uint32(4 * m.width)},
-		{Key: "gpt2.attention.head_count", Value: uint32(m.width / m.headSize)},
-		{Key: "gpt2.attention.layer_norm_epsilon", Value: float32(gpt2Epsilon)},
+		{Key: "gpt2.block_count", Value: uint32(m.Shape.Layers)},
+		{Key: "gpt2.context_length", Value: uint32(m.Context)},
+		{Key: "gpt2.embedding_length", Value: uint32(m.Shape.Width)},
+		{Key: "gpt2.feed_forward_length", Value: uint32(m.Shape.FFN)},
+		{Key: "gpt2.attention.head_count", Value: uint32(m.Shape.Heads)},
+		{Key: "gpt2.attention.layer_norm_epsilon", Value: float32(m.Shape.Epsilon)},
 	}
 }
 
 // gpt2Config gives the keys of the checkpoint's config.json.
-func gpt2Config(m model) map[string]any {
+func gpt2Config(m plan.Model) map[string]any {
 	return map[string]any{
 		"architectures":                   []string{"GPT2LMHeadModel"},
 		"model_type":                      "gpt2",
@@ -110,13 +96,13 @@ func gpt2Config(m model) map[string]any {
 		"embd_pdrop":                      0.1,
 		"resid_pdrop":                     0.1,
 		"initializer_range":               0.02,
-		"layer_norm_epsilon":              gpt2Epsilon,
-		"n_ctx":                           m.context,
-		"n_positions":                     m.context,
-		"n_embd":                          m.width,
-		"n_head":                          m.width / m.headSize,
+		"layer_norm_epsilon":              m.Shape.Epsilon,
+		"n_ctx":                           m.Context,
+		"n_positions":                     m.Context,
+		"n_embd":                          m.Shape.Width,
+		"n_head":                          m.Shape.Heads,
 		"n_inner":                         nil,
-		"n_layer":                         m.layers,
+		"n_layer":                         m.Shape.Layers,
 		"scale_attn_weights":              true,
 		"scale_attn_by_inverse_layer_idx": false,
 		"tie_word_embeddings":             true,

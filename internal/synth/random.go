@@ -46,10 +46,10 @@ func key(seed uint64, name string) uint64 {
 	return mix(h.Sum64() + mix(seed+golden))
 }
 
-// bell returns element i of a sequence: an integer of mean 0 and standard
-// deviation spread.
-func bell(key uint64, i int64) int32 {
-	z := mix(key + uint64(i+1)*golden)
+// bell turns a state of SplitMix64, which for element i is key + (i+1)·golden,
+// into an integer of mean 0 and standard deviation spread.
+func bell(z uint64) int32 {
+	z = mix(z)
 	return int32(z&0xffff) + int32(z>>16&0xffff) + int32(z>>32&0xffff) + int32(z>>48) - centre
 }
 
@@ -91,14 +91,20 @@ func (d DType) put(dst []byte, stored DType, x float32) {
 	}
 }
 
-// half is x rounded to F16, to nearest, ties to even. Numbers that are normal
-// in F16, nearly all, take the short way: half of the time goes here.
+// half is x rounded to F16, to nearest, ties to even.
 func half(x float32) uint16 {
-	const bias = 127 - 15 // difference of the exponents' biases
-	bits := math.Float32bits(x)
-	if exp := bits >> 23 & 0xff; exp > bias && exp < bias+30 {
-		magnitude := bits&^(1<<31) - bias<<23
-		return uint16(bits>>16&(1<<15) | (magnitude+0xfff+magnitude>>13&1)>>13)
+	if h, ok := quickHalf(x); ok {
+		return h
 	}
 	return float16.Fromfloat32(x).Bits()
+}
+
+// quickHalf is half for numbers that are normal in F16: nearly all. It is small
+// enough for a compiler to put where it is called, in the loop that takes the
+// time.
+func quickHalf(x float32) (uint16, bool) {
+	const bias = 127 - 15 // difference of the exponents' biases
+	bits := math.Float32bits(x)
+	magnitude := bits&^(1<<31) - bias<<23
+	return uint16(bits>>16&(1<<15) | (magnitude+0xfff+magnitude>>13&1)>>13), magnitude-1<<23 < 29<<23
 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -56,9 +57,9 @@ func openStore(ctx context.Context, dir string) (*store, error) {
 
 func (s *store) close() { s.lock.Close() } // which unlocks
 
-// write makes all files in a temporary directory and then gives them their
-// names, the sidecar last.
-func (s *store) write(ctx context.Context, j *job, progress Progress) error {
+// write makes the files that are not in had in a temporary directory and then
+// gives them their names, the sidecar last.
+func (s *store) write(ctx context.Context, j *job, had []File, progress Progress) error {
 	// No one else is writing, so what unfinished writes have left is garbage.
 	stale, err := filepath.Glob(filepath.Join(s.dir, tempStart+"*"))
 	if err != nil {
@@ -74,10 +75,12 @@ func (s *store) write(ctx context.Context, j *job, progress Progress) error {
 		return err
 	}
 	defer os.RemoveAll(temp)
-	files, err := j.write(ctx, temp, progress)
+	files, err := j.write(ctx, temp, had, progress)
 	if err != nil {
 		return err
 	}
+	files = append(files, had...)
+	sortFiles(files)
 	return s.publish(temp, &Result{Identity: j.identity(), Params: j.params(), Files: files})
 }
 
@@ -105,7 +108,8 @@ func (s *store) publish(temp string, r *Result) error {
 		return err
 	}
 	for _, name := range []string{r.Files[0].Path, hfDir, sidecar} {
-		if err := os.Rename(filepath.Join(temp, name), filepath.Join(s.dir, name)); err != nil {
+		// What was there already, or is not wanted, is not in temp.
+		if err := os.Rename(filepath.Join(temp, name), filepath.Join(s.dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}
@@ -137,7 +141,10 @@ func Open(dir string) (*Result, error) {
 			return nil, fmt.Errorf("synthetic weights: %s has %d bytes, not %d as when it was written", filepath.Join(dir, f.Path), st.Size(), f.Bytes)
 		}
 	}
-	r.GGUF, r.HFDir = filepath.Join(dir, r.Files[0].Path), filepath.Join(dir, hfDir)
+	r.GGUF = filepath.Join(dir, r.Files[0].Path)
+	if slices.ContainsFunc(r.Files, func(f File) bool { return strings.HasPrefix(f.Path, hfDir+"/") }) {
+		r.HFDir = filepath.Join(dir, hfDir)
+	}
 	r.SHA256, r.Bytes = r.Files[0].SHA256, r.Files[0].Bytes
 	return r, nil
 }

@@ -148,16 +148,16 @@ func TestSpaceIsCheckedFirst(t *testing.T) {
 func TestFirstErrorStopsTheOthers(t *testing.T) {
 	w := &writer{dir: t.TempDir()}
 	broken := errors.New("broken")
-	err := w.together(t.Context(), map[string]content{
-		"a": func(ctx context.Context, out io.Writer) error { return broken },
-		"b": func(ctx context.Context, out io.Writer) error {
+	err := w.together(t.Context(), [][]content{
+		{{"a", 0, func(ctx context.Context, out io.Writer) error { return broken }}},
+		{{"b", 0, func(ctx context.Context, out io.Writer) error {
 			select {
 			case <-ctx.Done():
 				return ctx.Err()
 			case <-time.After(time.Minute):
 				return errors.New("not stopped")
 			}
-		},
+		}}},
 	})
 	if !errors.Is(err, broken) {
 		t.Errorf("error %v", err)

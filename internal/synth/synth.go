@@ -31,8 +31,13 @@ type Spec struct {
 	// VocabPath, if set, is the file itself.
 	VocabDir, VocabPath string
 
+	// GGUFOnly leaves the Hugging Face directory out, which is half of the bytes.
+	// It is written when a later Spec asks for it.
+	GGUFOnly bool
+
 	// Layers and Width, if not 0, make a relative of another size, for tests.
-	// Width must be a multiple of the model's head size.
+	// Width must be a multiple of the model's head size, times the heads that
+	// share a key.
 	Layers, Width int
 }
 
@@ -59,6 +64,9 @@ type job struct {
 	dtype   DType
 	vocab   *vocabulary
 	tensors []tensor
+	hf      bool // make the Hugging Face directory
+
+	shardBytes int64
 }
 
 func (s Spec) resolve() (*job, error) {
@@ -81,13 +89,13 @@ func (s Spec) resolve() (*job, error) {
 		if s.VocabDir == "" {
 			return nil, errors.New("synthetic weights need a real vocabulary: say where it is")
 		}
-		path = filepath.Join(s.VocabDir, m.vocabFile)
+		path = filepath.Join(s.VocabDir, m.Shape.VocabFile)
 	}
-	v, err := readVocabulary(path, m.vocab)
+	v, err := readVocabulary(path, m.Shape)
 	if err != nil {
 		return nil, err
 	}
-	return &job{model: m, seed: s.Seed, dtype: d, vocab: v, tensors: m.arch.tensors(m, v.eos)}, nil
+	return &job{model: m, seed: s.Seed, dtype: d, vocab: v, tensors: m.arch.tensors(m.Shape, m.Context, v.quiet), hf: !s.GGUFOnly, shardBytes: mostShardBytes}, nil
 }
 
 func (j *job) params() (n int64) {
@@ -100,7 +108,7 @@ func (j *job) params() (n int64) {
 // identity tells jobs apart that give different files.
 func (j *job) identity() Identity {
 	return Identity{
-		Generator: Generator, Model: j.model.key, Layers: j.model.layers, Width: j.model.width,
+		Generator: Generator, Model: j.model.Key, Layers: j.model.Shape.Layers, Width: j.model.Shape.Width,
 		Seed: j.seed, DType: j.dtype, Tokenizer: j.vocab.origin(),
 	}
 }
@@ -113,7 +121,7 @@ type Result struct {
 	Files  []File `json:"files"` // of all the directory, the GGUF first
 
 	GGUF   string `json:"-"` // path of the GGUF file
-	HFDir  string `json:"-"` // path of the Hugging Face directory
+	HFDir  string `json:"-"` // path of the Hugging Face directory; "" if there is none
 	SHA256 string `json:"-"` // of the GGUF file, in hexadecimal
 	Bytes  int64  `json:"-"` // size of the GGUF file
 	Reused bool   `json:"-"` // nothing was written: it was there already
@@ -160,11 +168,15 @@ func Write(ctx context.Context, s Spec, dir string, progress Progress) (*Result,
 		return nil, err
 	}
 	defer st.close()
+	var had []File
 	if r, err := Open(dir); err == nil && r.Identity == j.identity() {
-		r.Reused = true
-		return r, nil
+		if r.HFDir != "" || s.GGUFOnly {
+			r.Reused = true
+			return r, nil
+		}
+		had = r.Files
 	}
-	if err := st.write(ctx, j, progress); err != nil {
+	if err := st.write(ctx, j, had, progress); err != nil {
 		return nil, fmt.Errorf("writing synthetic weights of %s to %s: %w", s.Model, dir, err)
 	}
 	return Open(dir)
@@ -175,13 +187,13 @@ func Write(ctx context.Context, s Spec, dir string, progress Progress) (*Result,
 func (j *job) metadata() []gguf.KV {
 	fileType := map[DType]uint32{F32: 0, F16: 1, BF16: 32}[j.dtype] // llama_ftype
 	kv := []gguf.KV{
-		{Key: "general.architecture", Value: j.model.arch.name},
+		{Key: "general.architecture", Value: j.model.Arch},
 		{Key: "general.type", Value: "model"},
-		{Key: "general.name", Value: j.model.name + ", synthetic weights"},
+		{Key: "general.name", Value: j.model.Name + ", synthetic weights"},
 		{Key: "general.description", Value: "Seeded random numbers in the shape of the model, for measuring speed. It was never trained."},
 		{Key: "general.size_label", Value: sizeLabel(j.params())},
 	}
-	kv = append(kv, j.model.arch.metadata(j.model)...)
+	kv = append(kv, j.model.arch.metadata(j.model.Model)...)
 	kv = append(kv,
 		gguf.KV{Key: "general.file_type", Value: fileType},
 		gguf.KV{Key: "general.quantization_version", Value: uint32(2)}, // GGML_QNT_VERSION
@@ -192,10 +204,11 @@ func (j *job) metadata() []gguf.KV {
 		gguf.KV{Key: gguf.SeedKey, Value: j.seed},
 		gguf.KV{Key: gguf.GeneratorKey, Value: uint32(Generator)},
 	)
-	for _, t := range j.tensors {
-		if t.quietBy != 0 { // what was done to make end of sequence rare
-			kv = append(kv, gguf.KV{Key: "nativebench.eos_row_scale", Value: t.quietBy})
-		}
+	if len(j.vocab.quiet) > 0 { // what was done to make end of sequence rare
+		kv = append(kv, gguf.KV{Key: "nativebench.eos_row_scale", Value: float32(quietBy)})
+	}
+	if j.vocab.note != "" {
+		kv = append(kv, gguf.KV{Key: gguf.VocabularyKey, Value: j.vocab.note})
 	}
 	return kv
 }
@@ -219,12 +232,12 @@ func sizeLabel(params int64) string {
 
 // hfFiles gives the Hugging Face directory's files but the weights.
 func (j *job) hfFiles() (map[string][]byte, error) {
-	files, err := j.vocab.files(j.model.context)
+	files, err := j.vocab.files(j.model.Context)
 	if err != nil {
 		return nil, err
 	}
-	config := object(j.model.arch.config(j.model))
-	config["vocab_size"] = j.model.vocab
+	config := object(j.model.arch.config(j.model.Model))
+	config["vocab_size"] = j.model.Shape.Vocab
 	config["bos_token_id"], config["eos_token_id"] = j.vocab.bos, j.vocab.eos
 	config["torch_dtype"] = map[DType]string{F16: "float16", F32: "float32", BF16: "bfloat16"}[j.dtype]
 	config["nativebench"] = object{"synthetic": true, "seed": j.seed, "generator": Generator}

@@ -2,7 +2,9 @@ package synth
 
 import (
 	"context"
+	"encoding/binary"
 	"io"
+	"math"
 	"runtime"
 	"sync"
 
@@ -19,14 +21,38 @@ type tensor struct {
 	rows, cols int64
 	// transposed tells that the Hugging Face file holds inputs × outputs.
 	transposed bool
+	// heads, if not 0, tells that rows are elements of so many heads which are
+	// rotated in pairs. GGUF has the two of a pair side by side, the Hugging Face
+	// file first the one of every pair of a head, then the other ("permute" in
+	// llama.cpp's conversion/llama.py).
+	heads int64
 	// wide tells that GGUF stores F32 whatever the model's type: vectors and
 	// position embeddings, as llama.cpp's converter does.
 	wide bool
 
 	mean, std float32
-	// quietRow's numbers are scaled by quietBy; 0 for quietBy means none is.
-	quietRow int64
-	quietBy  float32
+	quiet     []span // rows whose numbers are scaled by quietBy
+}
+
+// span is a range of rows, tokens of the vocabulary, without its end.
+type span struct{ from, to int64 }
+
+// quietBy gives end of sequence, and every other token that no text has, a
+// logit near 0 among logits of some 4: its probability is about e^-18 at each
+// step.
+const quietBy = 0.1
+
+// per is the standard deviation of a matrix's numbers that makes std of so many
+// inputs of standard deviation 1.
+func per(std float64, inputs int64) float32 { return float32(std / math.Sqrt(float64(inputs))) }
+
+func vector(gguf, hf string, n int64, mean, std float32) tensor {
+	return tensor{gguf: gguf, hf: hf, cols: n, mean: mean, std: std}
+}
+
+// linear is a matrix that both files hold as outputs × inputs.
+func linear(gguf, hf string, in, out int64, std float64) tensor {
+	return tensor{gguf: gguf, hf: hf, rows: out, cols: in, std: per(std, in)}
 }
 
 func (t tensor) elements() int64 { return max(t.rows, 1) * t.cols }
@@ -71,18 +97,23 @@ func (d DType) ggml() gguf.TensorType {
 // chunk is how many elements are made at once, by all cores together.
 const chunk = 1 << 20
 
-// writeTo writes the tensor's numbers to w, row by row, or column by column if
-// transposed is set. The numbers are those of a model of type d, each stored as
-// stored. Memory: one chunk.
-func (t tensor) writeTo(ctx context.Context, w io.Writer, seed uint64, d, stored DType, transposed bool) error {
-	n, size := t.elements(), stored.bytes()
+// form is how a file holds a tensor's numbers.
+type form struct {
+	dtype  DType // of the model
+	stored DType // of this tensor in this file
+	hf     bool  // in the order of the Hugging Face file, not GGUF's
+}
+
+// writeTo writes the tensor's numbers to w. Memory: one chunk.
+func (t tensor) writeTo(ctx context.Context, w io.Writer, seed uint64, f form) error {
+	n, size := t.elements(), f.stored.bytes()
 	buf := make([]byte, min(n, chunk)*size)
 	for first := int64(0); first < n; first += chunk {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		part := buf[:min(n-first, chunk)*size]
-		t.fillAll(part, first, seed, d, stored, transposed)
+		t.fillAll(part, first, seed, f)
 		if _, err := w.Write(part); err != nil {
 			return err
 		}
@@ -91,41 +122,84 @@ func (t tensor) writeTo(ctx context.Context, w io.Writer, seed uint64, d, stored
 }
 
 // fillAll shares the work of fill among the cores.
-func (t tensor) fillAll(dst []byte, first int64, seed uint64, d, stored DType, transposed bool) {
+func (t tensor) fillAll(dst []byte, first int64, seed uint64, f form) {
 	const least = 1 << 14 // elements that are worth a goroutine
-	k, size := key(seed, t.gguf), stored.bytes()
+	k, size := key(seed, t.gguf), f.stored.bytes()
 	n := int64(len(dst)) / size
 	share := max((n-1)/int64(runtime.GOMAXPROCS(0))+1, least)
 	var wg sync.WaitGroup
 	for at := int64(0); at < n; at += share {
 		part := dst[at*size : min(at+share, n)*size]
-		wg.Go(func() { t.fill(part, first+at, k, d, stored, transposed) })
+		wg.Go(func() { t.fill(part, first+at, k, f) })
 	}
 	wg.Wait()
 }
 
-// fill makes the elements from position first of the file's order on.
-func (t *tensor) fill(dst []byte, first int64, key uint64, d, stored DType, transposed bool) {
-	// element is the index in GGUF's order, which numbers the random sequence.
-	element, step := first, int64(1)
-	if transposed {
-		element, step = first%t.rows*t.cols+first/t.rows, t.cols
-	}
-	n, scale := t.elements(), t.std/spread
-	quietFrom, quietTo := t.quietRow*t.cols, (t.quietRow+1)*t.cols
-	if t.quietBy == 0 {
-		quietTo = quietFrom
-	}
-	for size := stored.bytes(); len(dst) > 0; dst = dst[size:] {
-		// The conversion keeps a compiler from fusing the multiplication with
-		// the addition, which would give other bits on another machine.
-		x := float32(float32(bell(key, element)) * scale)
-		if quietFrom <= element && element < quietTo {
-			x = float32(x * t.quietBy)
+// fill makes the elements from position first of the file's order on. Elements
+// are numbered in GGUF's order, which is that of the random sequence.
+func (t *tensor) fill(dst []byte, first int64, key uint64, f form) {
+	for size := f.stored.bytes(); len(dst) > 0; {
+		row, col, run, step := first/t.cols, first%t.cols, int64(0), int64(1)
+		if f.hf && t.transposed {
+			row, col, step = first%t.rows, first/t.rows, t.cols
+			run = t.rows - row
+		} else {
+			run = t.cols - col
+			if f.hf && t.heads > 0 {
+				row = t.ggufRow(row)
+			}
 		}
-		d.put(dst, stored, t.mean+x)
-		if element += step; element >= n {
-			element -= n - 1 // from the end of a column to the next
+		by := float32(1)
+		for _, q := range t.quiet {
+			switch {
+			case q.from <= row && row < q.to:
+				by = quietBy
+				if step > 1 {
+					run = min(run, q.to-row)
+				}
+			case step > 1 && q.from > row:
+				run = min(run, q.from-row)
+			}
 		}
+		run = min(run, int64(len(dst))/size)
+		sequence{key, row*t.cols + col, step, t.mean, t.std / spread, by}.fill(dst[:run*size], f)
+		dst, first = dst[run*size:], first+run
+	}
+}
+
+// ggufRow is the row of GGUF that the Hugging Face file has as its row.
+func (t *tensor) ggufRow(row int64) int64 {
+	head, half := t.rows/t.heads, t.rows/t.heads/2
+	in := row % head
+	return row - in + in%half*2 + in/half
+}
+
+// sequence is a part of a tensor: every step-th element from first on, times
+// scale and by, plus mean.
+type sequence struct {
+	key             uint64
+	first, step     int64
+	mean, scale, by float32
+}
+
+func (s sequence) fill(dst []byte, f form) {
+	z, step := s.key+uint64(s.first+1)*golden, uint64(s.step)*golden
+	// The conversions keep a compiler from fusing a multiplication with an
+	// addition, which would give other bits on another machine.
+	if f.dtype == F16 && f.stored == F16 {
+		for ; len(dst) >= 2; dst = dst[2:] {
+			x := s.mean + float32(float32(float32(bell(z))*s.scale)*s.by)
+			h, ok := quickHalf(x)
+			if !ok {
+				h = half(x)
+			}
+			binary.LittleEndian.PutUint16(dst, h)
+			z += step
+		}
+		return
+	}
+	for size := f.stored.bytes(); len(dst) > 0; dst = dst[size:] {
+		f.dtype.put(dst, f.stored, s.mean+float32(float32(float32(bell(z))*s.scale)*s.by))
+		z += step
 	}
 }

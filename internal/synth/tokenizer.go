@@ -8,25 +8,60 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/nativebench/nativebench/internal/gguf"
+	"github.com/nativebench/nativebench/internal/plan"
 )
 
 // vocabulary is a real tokenizer, read from a GGUF file that holds nothing else.
 type vocabulary struct {
 	file, sha256 string // base name and hash of where it came from
+	note         string // in what it is not the model's own
 	kv           []gguf.KV
-	tokens       []string // by id
-	merges       []string // in order of priority
-	special      []int    // ids of control tokens
+	pre          string    // pre-tokenizer of byte-level BPE; "" for SentencePiece
+	tokens       []string  // by id, and names for the rows without one
+	kinds        []int32   // by id, see below
+	merges       []string  // of byte-level BPE, in order of priority
+	scores       []float32 // of SentencePiece, by id
 	bos, eos     int
+	addsBOS      bool   // the tokenizer puts bos before every text
+	quiet        []span // tokens that no text has
 }
 
-// readVocabulary reads a byte-level BPE vocabulary of size tokens.
-func readVocabulary(path string, size int) (*vocabulary, error) {
+// Kinds of tokens (enum llama_token_type).
+const (
+	kindNormal  = 1
+	kindUnknown = 2
+	kindControl = 3
+	kindAdded   = 4 // by hand, found in the text before anything else
+	kindUnused  = 5
+)
+
+// addedTokens are what a pre-tokenizer's models have after GPT-2's vocabulary.
+// Phi-2's tokenizer is CodeGen's, whose source code needs no more room for
+// indentation than runs of 31 to 2 blanks and 9 to 2 tabs: llama.cpp's converter
+// knows the tokenizer by a hash of what it does, and knows this one by it
+// (TestPhi2Vocabulary).
+func addedTokens(pre string) (list []string) {
+	if pre != "phi-2" {
+		return nil
+	}
+	for n := 31; n >= 2; n-- {
+		list = append(list, strings.Repeat(" ", n))
+	}
+	for n := 9; n >= 2; n-- {
+		list = append(list, strings.Repeat("\t", n))
+	}
+	return list
+}
+
+// readVocabulary reads the vocabulary of a model of that shape.
+func readVocabulary(path string, shape plan.Shape) (*vocabulary, error) {
 	b, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -39,49 +74,45 @@ func readVocabulary(path string, size int) (*vocabulary, error) {
 		return nil, fmt.Errorf("the vocabulary %s: %w", path, err)
 	}
 	sum := sha256.Sum256(b)
-	v := &vocabulary{file: filepath.Base(path), sha256: hex.EncodeToString(sum[:])}
-	if err := v.fill(f, size); err != nil {
+	v := &vocabulary{file: filepath.Base(path), sha256: hex.EncodeToString(sum[:]), note: shape.VocabNote}
+	if err := v.fill(f, shape); err != nil {
 		return nil, fmt.Errorf("the vocabulary %s: %w", path, err)
 	}
 	return v, nil
 }
 
-func (v *vocabulary) fill(f *gguf.File, size int) error {
-	for _, kv := range f.KV {
-		if strings.HasPrefix(kv.Key, "tokenizer.") {
-			v.kv = append(v.kv, kv)
-		}
-	}
+func (v *vocabulary) fill(f *gguf.File, shape plan.Shape) error {
 	kind, err := gguf.Get[string](f, "tokenizer.ggml.model")
 	if err != nil {
 		return err
 	}
-	if kind != "gpt2" {
-		return fmt.Errorf("it is of kind %q; byte-level BPE, \"gpt2\", is needed", kind)
-	}
 	if v.tokens, err = gguf.Get[[]string](f, "tokenizer.ggml.tokens"); err != nil {
 		return err
 	}
-	if len(v.tokens) != size {
-		return fmt.Errorf("it has %d tokens; the model has %d", len(v.tokens), size)
-	}
-	if v.merges, err = gguf.Get[[]string](f, "tokenizer.ggml.merges"); err != nil {
+	if v.kinds, err = gguf.Get[[]int32](f, "tokenizer.ggml.token_type"); err != nil {
 		return err
 	}
-	for _, m := range v.merges {
-		if strings.Count(m, " ") != 1 {
-			return fmt.Errorf("merge %q is not a pair", m)
-		}
+	added := addedTokens(shape.VocabPre)
+	size := len(v.tokens)
+	switch want := shape.Vocab - shape.Padding - len(added); {
+	case size != want:
+		return fmt.Errorf("it has %d tokens; the model has %d", size, want)
+	case len(v.kinds) != size:
+		return fmt.Errorf("it has %d tokens and %d types of tokens", size, len(v.kinds))
 	}
-	types, err := gguf.Get[[]int32](f, "tokenizer.ggml.token_type")
+	v.addsBOS, _ = gguf.Get[bool](f, "tokenizer.ggml.add_bos_token")
+	switch kind {
+	case "gpt2":
+		err = v.fillBPE(f, shape.VocabPre)
+	case "llama":
+		if v.scores, err = gguf.Get[[]float32](f, "tokenizer.ggml.scores"); err == nil && len(v.scores) != size {
+			err = fmt.Errorf("it has %d tokens and %d scores", size, len(v.scores))
+		}
+	default:
+		err = fmt.Errorf("it is of kind %q; byte-level BPE, \"gpt2\", or SentencePiece, \"llama\", is needed", kind)
+	}
 	if err != nil {
 		return err
-	}
-	const control = 3 // LLAMA_TOKEN_TYPE_CONTROL
-	for id, t := range types {
-		if t == control {
-			v.special = append(v.special, id)
-		}
 	}
 	for _, id := range []struct {
 		key string
@@ -91,85 +122,84 @@ func (v *vocabulary) fill(f *gguf.File, size int) error {
 		if err != nil {
 			return err
 		}
-		if n < 0 || n >= int64(size) || n >= int64(len(types)) || len(types) > size {
-			return fmt.Errorf("its %s is token %d of %d, with %d token types", id.key, n, size, len(types))
+		if n < 0 || n >= int64(size) {
+			return fmt.Errorf("its %s is token %d of %d", id.key, n, size)
 		}
 		*id.to = int(n)
 	}
+	for _, token := range added {
+		v.tokens, v.kinds = append(v.tokens, token), append(v.kinds, kindAdded)
+	}
+	for id := len(v.tokens); id < shape.Vocab; id++ { // as llama.cpp's converter names them
+		v.tokens, v.kinds = append(v.tokens, fmt.Sprintf("[PAD%d]", id)), append(v.kinds, kindUnused)
+	}
+	v.fillMetadata(f, shape.VocabPre)
+	v.fillQuiet()
 	return nil
 }
 
-// origin names where the vocabulary came from.
-func (v *vocabulary) origin() string { return v.file + " sha256:" + v.sha256 }
-
-// object is a JSON object, whose members encoding/json sorts by name.
-type object map[string]any
-
-// files gives the tokenizer's files as Hugging Face's libraries read them, by
-// name.
-func (v *vocabulary) files(context int) (map[string][]byte, error) {
-	eos, bos := v.tokens[v.eos], v.tokens[v.bos]
-	ids := orderedVocab(v.tokens)
-	byteLevel := func(addPrefixSpace, trimOffsets bool) object {
-		return object{"type": "ByteLevel", "add_prefix_space": addPrefixSpace, "trim_offsets": trimOffsets, "use_regex": true}
+func (v *vocabulary) fillBPE(f *gguf.File, pre string) (err error) {
+	if v.merges, err = gguf.Get[[]string](f, "tokenizer.ggml.merges"); err != nil {
+		return err
 	}
-	var added []object
-	decoder := object{}
-	for _, id := range v.special {
-		token := object{"content": v.tokens[id], "lstrip": false, "normalized": true, "rstrip": false, "single_word": false, "special": true}
-		decoder[fmt.Sprint(id)] = token
-		withID := object{"id": id}
-		for k, x := range token {
-			withID[k] = x
+	for _, m := range v.merges {
+		if strings.Count(m, " ") != 1 {
+			return fmt.Errorf("merge %q is not a pair", m)
 		}
-		added = append(added, withID)
 	}
-	out := map[string][]byte{
-		"vocab.json": ids,
-		"merges.txt": []byte("#version: 0.2\n" + strings.Join(v.merges, "\n") + "\n"),
+	if v.pre, err = gguf.Get[string](f, "tokenizer.ggml.pre"); err != nil {
+		return err
 	}
-	for name, content := range map[string]any{
-		"tokenizer.json": object{
-			"version": "1.0", "truncation": nil, "padding": nil, "added_tokens": added,
-			"normalizer":     nil,
-			"pre_tokenizer":  byteLevel(false, true),
-			"post_processor": byteLevel(true, false),
-			"decoder":        byteLevel(true, true),
-			"model": object{
-				"type": "BPE", "dropout": nil, "unk_token": nil, "continuing_subword_prefix": "", "end_of_word_suffix": "",
-				"fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
-				// "a b", not ["a","b"]: Transformers before 4.45 reads only this form, newer ones both.
-				"vocab": json.RawMessage(ids), "merges": v.merges,
-			},
-		},
-		"tokenizer_config.json": object{
-			"tokenizer_class": "GPT2Tokenizer", "model_max_length": context, "add_prefix_space": false, "clean_up_tokenization_spaces": false,
-			"bos_token": bos, "eos_token": eos, "unk_token": eos, "added_tokens_decoder": decoder,
-		},
-		"special_tokens_map.json": object{"bos_token": bos, "eos_token": eos, "unk_token": eos},
-	} {
-		b, err := encodeJSON(content)
-		if err != nil {
-			return nil, err
-		}
-		out[name] = b
+	if pre != "" {
+		v.pre = pre
 	}
-	return out, nil
+	t, ok := preTokenizers()[v.pre]
+	if !ok {
+		return fmt.Errorf("its pre-tokenizer is %q, which has no Hugging Face form here; there is one of %s", v.pre, strings.Join(slices.Sorted(maps.Keys(preTokenizers())), ", "))
+	}
+	v.addsBOS = v.addsBOS || t.addsBOS
+	return nil
 }
 
-// orderedVocab is the JSON object of token to id, in the order of ids, as every
-// reader of vocab.json expects to see it.
-func orderedVocab(tokens []string) []byte {
-	b := []byte{'{'}
-	for id, token := range tokens {
-		if id > 0 {
-			b = append(b, ',')
+// fillMetadata takes over the file's keys, with what was added.
+func (v *vocabulary) fillMetadata(f *gguf.File, pre string) {
+	for _, kv := range f.KV {
+		switch {
+		case kv.Key == "tokenizer.ggml.tokens":
+			kv.Value = v.tokens
+		case kv.Key == "tokenizer.ggml.token_type":
+			kv.Value = v.kinds
+		case kv.Key == "tokenizer.ggml.pre" && pre != "":
+			kv.Value = pre
 		}
-		name, _ := encodeJSON(token) // a string always encodes
-		b = append(b, bytes.TrimSpace(name)...)
-		b = fmt.Appendf(b, ":%d", id)
+		if strings.HasPrefix(kv.Key, "tokenizer.") {
+			v.kv = append(v.kv, kv)
+		}
 	}
-	return append(b, '}')
+}
+
+// fillQuiet lists end of sequence and all tokens that stand for no text.
+func (v *vocabulary) fillQuiet() {
+	for id, kind := range v.kinds {
+		if id != v.eos && kind != kindUnknown && kind != kindControl && kind != kindUnused {
+			continue
+		}
+		at := int64(id)
+		if last := len(v.quiet) - 1; last >= 0 && v.quiet[last].to == at {
+			v.quiet[last].to++
+		} else {
+			v.quiet = append(v.quiet, span{at, at + 1})
+		}
+	}
+}
+
+// origin names where the vocabulary came from.
+func (v *vocabulary) origin() string {
+	text := v.file + " sha256:" + v.sha256
+	if v.note != "" {
+		text += " (" + v.note + ")"
+	}
+	return text
 }
 
 // encodeJSON leaves <|endoftext|> readable, unlike json.Marshal.

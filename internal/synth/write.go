@@ -1,13 +1,13 @@
 package synth
 
 import (
-	"bufio"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"hash"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,79 +18,96 @@ import (
 	"github.com/nativebench/nativebench/internal/gguf"
 )
 
-func (j *job) ggufName() string { return fmt.Sprintf("%s-synthetic-%s.gguf", j.model.key, j.dtype) }
+func (j *job) ggufName() string { return fmt.Sprintf("%s-synthetic-%s.gguf", j.model.Key, j.dtype) }
 
-// write makes all files of the model in dir and lists them, the GGUF first.
-func (j *job) write(ctx context.Context, dir string, progress Progress) ([]File, error) {
-	small, err := j.hfFiles()
-	if err != nil {
-		return nil, err
+// write makes the files of the model that are not in had, in dir, and lists
+// them.
+func (j *job) write(ctx context.Context, dir string, had []File, progress Progress) ([]File, error) {
+	w := &writer{dir: dir, progress: progress}
+	var streams [][]content // those of one are written one after the other
+	if !slices.ContainsFunc(had, func(f File) bool { return f.Path == j.ggufName() }) {
+		c, err := j.ggufContent()
+		if err != nil {
+			return nil, err
+		}
+		streams = append(streams, []content{c})
 	}
-	kv, table := j.metadata(), make([]gguf.Tensor, len(j.tensors))
-	for i, t := range j.tensors {
-		table[i] = t.ggufTensor(j.dtype)
-	}
-	total, err := j.bytes(kv, table, small)
-	if err != nil {
-		return nil, err
-	}
-	if err := checkSpace(dir, total); err != nil {
-		return nil, err
-	}
-	if err := os.Mkdir(filepath.Join(dir, hfDir), 0o755); err != nil {
-		return nil, err
-	}
-	w := &writer{dir: dir, total: total, progress: progress}
-	err = w.together(ctx, map[string]content{
-		j.ggufName(): func(ctx context.Context, out io.Writer) error {
-			i := -1
-			return gguf.Write(out, kv, table, func(_ gguf.Tensor, out io.Writer) error {
-				i++ // tensors are asked for in the order of the table
-				return j.tensors[i].writeTo(ctx, out, j.seed, j.dtype, j.tensors[i].ggufDType(j.dtype), false)
-			})
-		},
-		filepath.Join(hfDir, safetensorsName): func(ctx context.Context, out io.Writer) error {
-			return writeSafetensors(ctx, out, j.tensors, j.seed, j.dtype)
-		},
-	})
-	if err != nil {
-		return nil, err
-	}
-	for name, b := range small {
-		if err := w.file(ctx, filepath.Join(hfDir, name), func(_ context.Context, out io.Writer) error {
-			_, err := out.Write(b)
-			return err
-		}); err != nil {
+	if j.hf {
+		list, err := j.hfContents()
+		if err != nil {
+			return nil, err
+		}
+		streams = append(streams, list)
+		if err := os.Mkdir(filepath.Join(dir, hfDir), 0o755); err != nil {
 			return nil, err
 		}
 	}
-	slices.SortFunc(w.files, func(a, b File) int {
-		if a.Path == j.ggufName() {
-			return -1
+	for _, list := range streams {
+		for _, c := range list {
+			w.total += c.bytes
 		}
-		if b.Path == j.ggufName() {
+	}
+	if err := checkSpace(dir, w.total); err != nil {
+		return nil, err
+	}
+	if err := w.together(ctx, streams); err != nil {
+		return nil, err
+	}
+	return w.files, nil
+}
+
+// sortFiles puts the GGUF file first.
+func sortFiles(files []File) {
+	slices.SortFunc(files, func(a, b File) int {
+		if x, y := strings.HasSuffix(a.Path, ".gguf"), strings.HasSuffix(b.Path, ".gguf"); x != y {
+			if x {
+				return -1
+			}
 			return 1
 		}
 		return strings.Compare(a.Path, b.Path)
 	})
-	return w.files, nil
 }
 
-// bytes is what the files will take.
-func (j *job) bytes(kv []gguf.KV, table []gguf.Tensor, small map[string][]byte) (int64, error) {
-	total, err := gguf.Size(kv, table)
+func (j *job) ggufContent() (content, error) {
+	kv, table := j.metadata(), make([]gguf.Tensor, len(j.tensors))
+	for i, t := range j.tensors {
+		table[i] = t.ggufTensor(j.dtype)
+	}
+	size, err := gguf.Size(kv, table)
+	return content{j.ggufName(), size, func(ctx context.Context, out io.Writer) error {
+		i := -1
+		return gguf.Write(out, kv, table, func(_ gguf.Tensor, out io.Writer) error {
+			i++ // tensors are asked for in the order of the table
+			return j.tensors[i].writeTo(ctx, out, j.seed, form{dtype: j.dtype, stored: j.tensors[i].ggufDType(j.dtype)})
+		})
+	}}, err
+}
+
+// hfContents are the files of the Hugging Face directory.
+func (j *job) hfContents() ([]content, error) {
+	small, err := j.hfFiles()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	header, err := safetensorsHeader(j.tensors, j.dtype)
+	list, index, err := j.safetensors()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	total += int64(len(header)) + j.params()*j.dtype.bytes()
-	for _, b := range small {
-		total += int64(len(b))
+	if index != nil {
+		small[safetensorsIndex] = index
 	}
-	return total, nil
+	for _, name := range slices.Sorted(maps.Keys(small)) {
+		b := small[name]
+		list = append(list, content{name, int64(len(b)), func(_ context.Context, out io.Writer) error {
+			_, err := out.Write(b)
+			return err
+		}})
+	}
+	for i := range list {
+		list[i].name = filepath.Join(hfDir, list[i].name)
+	}
+	return list, nil
 }
 
 // checkSpace compares what is needed with what the file system has for us.
@@ -105,8 +122,12 @@ func checkSpace(dir string, need int64) error {
 	return nil
 }
 
-// content writes a file's bytes.
-type content func(ctx context.Context, out io.Writer) error
+// content is a file to be written.
+type content struct {
+	name  string
+	bytes int64
+	write func(ctx context.Context, out io.Writer) error
+}
 
 // writer writes files into a directory and keeps their hashes.
 type writer struct {
@@ -119,17 +140,23 @@ type writer struct {
 	files []File
 }
 
-// together writes files at the same time; they share nothing. When one fails
-// the others stop, and its error is returned.
-func (w *writer) together(ctx context.Context, files map[string]content) error {
+// together writes streams of files at the same time; they share nothing. When
+// one fails the others stop, and its error is returned.
+func (w *writer) together(ctx context.Context, streams [][]content) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	ended := make(chan error)
-	for name, write := range files {
-		go func() { ended <- w.file(ctx, name, write) }()
+	for _, list := range streams {
+		go func() {
+			var err error
+			for i := 0; i < len(list) && err == nil; i++ {
+				err = w.file(ctx, list[i])
+			}
+			ended <- err
+		}()
 	}
 	var first error
-	for range files {
+	for range streams {
 		if err := <-ended; err != nil && first == nil {
 			first = err
 			cancel()
@@ -139,8 +166,8 @@ func (w *writer) together(ctx context.Context, files map[string]content) error {
 }
 
 // file writes one file to the disk and hashes it on the way.
-func (w *writer) file(ctx context.Context, name string, write content) (err error) {
-	f, err := os.OpenFile(filepath.Join(w.dir, name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+func (w *writer) file(ctx context.Context, c content) (err error) {
+	f, err := os.OpenFile(filepath.Join(w.dir, c.name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return err
 	}
@@ -150,11 +177,12 @@ func (w *writer) file(ctx context.Context, name string, write content) (err erro
 		}
 	}()
 	out := &hashed{w: w, f: f, sum: sha256.New()}
-	buf := bufio.NewWriterSize(out, 1<<20)
-	if err := write(ctx, buf); err != nil {
-		return err
+	behind := newBehind(out)
+	err = c.write(ctx, behind)
+	if e := behind.close(); e != nil {
+		err = e // which the other is a consequence of
 	}
-	if err := buf.Flush(); err != nil {
+	if err != nil {
 		return err
 	}
 	if err := f.Sync(); err != nil { // the name must not outlive the data in a power cut
@@ -162,7 +190,7 @@ func (w *writer) file(ctx context.Context, name string, write content) (err erro
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.files = append(w.files, File{Path: name, Bytes: out.n, SHA256: hex.EncodeToString(out.sum.Sum(nil))})
+	w.files = append(w.files, File{Path: c.name, Bytes: out.n, SHA256: hex.EncodeToString(out.sum.Sum(nil))})
 	return nil
 }
 
@@ -175,8 +203,13 @@ type hashed struct {
 }
 
 func (h *hashed) Write(b []byte) (int, error) {
+	summed := make(chan struct{})
+	go func() { // as slow as a fast disk
+		h.sum.Write(b)
+		close(summed)
+	}()
 	n, err := h.f.Write(b)
-	h.sum.Write(b[:n])
+	<-summed
 	h.n += int64(n)
 	h.w.mu.Lock()
 	defer h.w.mu.Unlock()
@@ -185,4 +218,65 @@ func (h *hashed) Write(b []byte) (int, error) {
 		h.w.progress(h.w.done, h.w.total)
 	}
 	return n, err
+}
+
+// behind writes in another goroutine than the one that makes the bytes.
+type behind struct {
+	full, free chan []byte // a buffer is in one of them, in use, or in buf
+	buf        []byte
+	ended      chan struct{}
+	err        error // of the writing, valid when ended is closed
+}
+
+func newBehind(w io.Writer) *behind {
+	const size, count = 1 << 20, 4
+	b := &behind{full: make(chan []byte, count), free: make(chan []byte, count), buf: make([]byte, 0, size), ended: make(chan struct{})}
+	for range count - 1 {
+		b.free <- make([]byte, 0, size)
+	}
+	go func() {
+		defer close(b.ended)
+		for buf := range b.full {
+			if _, b.err = w.Write(buf); b.err != nil {
+				return
+			}
+			b.free <- buf[:0]
+		}
+	}()
+	return b
+}
+
+func (b *behind) Write(p []byte) (int, error) {
+	n := 0
+	for n < len(p) {
+		if len(b.buf) == cap(b.buf) {
+			if err := b.pass(); err != nil {
+				return n, err
+			}
+		}
+		k := min(len(p)-n, cap(b.buf)-len(b.buf))
+		b.buf = append(b.buf, p[n:n+k]...)
+		n += k
+	}
+	return n, nil
+}
+
+// pass hands the full buffer on and takes an empty one.
+func (b *behind) pass() error {
+	b.full <- b.buf // which has room for all buffers
+	select {
+	case b.buf = <-b.free:
+		return nil
+	case <-b.ended:
+		b.buf = b.buf[:0]
+		return b.err
+	}
+}
+
+// close writes what is left and waits for the writing to end.
+func (b *behind) close() error {
+	b.full <- b.buf
+	close(b.full)
+	<-b.ended
+	return b.err
 }

@@ -175,7 +175,7 @@ type seldom struct {
 }
 
 func (s *seldom) Subject() string { return "seldom" }
-func (s *seldom) all()            { s.asked = true }
+func (s *seldom) All()            { s.asked = true }
 
 func (s *seldom) Sample(map[string]float64) error {
 	s.took <- s.asked

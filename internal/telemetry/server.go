@@ -11,6 +11,9 @@ type ServerUse struct {
 	RunningMean    float64
 	WaitingMax     float64
 	KVCacheUsedMax float64 // share, 0 to 1
+	KVHeldMax      float64 // tokens that are set aside for the running requests; 0: not known
+	KVPoolTokens   float64 // that the cache has room for; 0: not known
+	KVTokenBytes   int64   // of keys and values of one token; the caller's to fill in
 	// Differences between the edges of the window:
 	PrefixHits       int64 // prompt tokens
 	PrefixQueries    int64 // prompt tokens
@@ -62,6 +65,10 @@ func (l *Log) Server(window [2]int64, settled int64) ServerUse {
 		return most
 	}
 	u.RunningMax, u.WaitingMax, u.KVCacheUsedMax = top("requests_running"), top("requests_waiting"), top("kv_cache_used_ratio")
+	u.KVHeldMax = max(0, top("kv_held_tokens"))
+	if pool := of("kv_pool_tokens"); len(pool) > 0 {
+		u.KVPoolTokens = pool[len(pool)-1].v
+	}
 	if in := level("requests_running"); len(in) > 0 {
 		u.RunningMean = mean(in, window)
 	}

@@ -25,11 +25,13 @@ func TestServerUse(t *testing.T) {
 		"preemptions_total":       {5, 5, 5, 5, 5, 5},
 		"prompt_tokens_total":     {0, 40, 40, 90, 90, 100},
 		"output_tokens_total":     {100, 150, 150, 10, 20, 20}, // started again meanwhile
+		"kv_held_tokens":          {900, 0, 300, 500, 900, 0},
+		"kv_pool_tokens":          {4096, 4096, 4096, 4096, 4096, 4096},
 		"queue_seconds_sum":       {0, 1, 1, 1.5, 2, 3},
 		"queue_seconds_count":     {0, 2, 2, 3, 5, 6},
 	})
 	want := ServerUse{
-		Scrapes: 6, RunningMax: 4, RunningMean: 3.5, WaitingMax: 2, KVCacheUsedMax: 0.5,
+		Scrapes: 6, RunningMax: 4, RunningMean: 3.5, WaitingMax: 2, KVCacheUsedMax: 0.5, KVHeldMax: 500, KVPoolTokens: 4096,
 		PrefixHits: 2, PrefixQueries: -1, Preemptions: 0, QueueMeanSeconds: 0.5, PromptTokens: 60, OutputTokens: -1, ScrapeSeconds: 3.5,
 	}
 	if got := l.Server([2]int64{1000, 4000}, 0); got != want {

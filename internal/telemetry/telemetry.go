@@ -51,8 +51,8 @@ type Sampler struct {
 
 // costly is a probe that takes some values at some samples only.
 type costly interface {
-	// all makes the next sample have every value.
-	all()
+	// All makes the next sample have every value.
+	All()
 }
 
 // DefaultPeriod resolves the memory peak of a cell of a second for about half a
@@ -109,7 +109,7 @@ func (s Sampler) Run(ctx context.Context, emit Emit) Cost {
 	full := func() {
 		for _, p := range s.Probes {
 			if c, ok := p.(costly); ok {
-				c.all()
+				c.All()
 			}
 		}
 		round()

@@ -48,7 +48,8 @@ type treeProbe struct {
 	pssNow  bool      // at the next sample
 }
 
-func (p *treeProbe) all() { p.pssNow = true }
+// All makes the next sample have the PSS.
+func (p *treeProbe) All() { p.pssNow = true }
 
 func (p *treeProbe) Subject() string { return p.opt.Subject }
 
@@ -300,3 +301,27 @@ func bootTicks() uint64 {
 	}
 	return uint64(ts.Nano()) / (1e9 / userHZ)
 }
+
+// Within tells whether a process is one of the roots or descends from one, as
+// far as its ancestors still live.
+func Within(pid int, roots []int) bool {
+	var file procFile
+	for range maxAncestors {
+		if slices.Contains(roots, pid) {
+			return true
+		}
+		b, err := file.read(statPath(pid))
+		if err != nil {
+			return false
+		}
+		s, err := parseStat(b)
+		if err != nil || s.ppid <= 0 {
+			return false
+		}
+		pid = s.ppid
+	}
+	return false
+}
+
+// maxAncestors bounds the walk: PIDs are used again while it goes on.
+const maxAncestors = 1000
