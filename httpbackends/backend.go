@@ -48,6 +48,10 @@ type Config struct {
 	// Insecure takes any TLS certificate; Info notes it.
 	Insecure bool
 
+	// Version and Build are for Info, if the server does not tell its version:
+	// of the Python environment that it was started from.
+	Version, Build string
+
 	Weights   string // for Info, if the caller knows better than the server
 	Synthetic bool   // for Info
 	Device    string // for Info
@@ -117,8 +121,10 @@ func (b *backend) greet(ctx context.Context) error {
 
 	client := b.client()
 	get := func(path string, into any) error { return b.call(ctx, client, http.MethodGet, path, nil, into) }
-	if err := get(cfg.Server.Health, nil); err != nil {
-		return fmt.Errorf("%s at %s is not ready: %w", name, b.where(), err)
+	if err := get(cfg.Server.Health, nil); errors.As(err, new(*deniedError)) {
+		return bench.Fail(bench.Refused, "%s at %s: %w", name, b.where(), err)
+	} else if err != nil {
+		return notReady(err, fmt.Errorf("%s at %s is not ready: %w", name, b.where(), err))
 	}
 	b.info = bench.Info{
 		Backend: name, Engine: cfg.Server.Engine, Device: cfg.Device,
@@ -126,9 +132,15 @@ func (b *backend) greet(ctx context.Context) error {
 		Substitutions: cfg.Server.Substitutions, Notes: append([]string(nil), cfg.Server.Notes...),
 	}
 	if cfg.Server.Identify != nil {
-		if err := cfg.Server.Identify(&b.info, get); err != nil {
-			return fmt.Errorf("%s at %s does not say who it is, so it may be another kind of server: %w", name, b.where(), err)
+		if err := cfg.Server.Identify(&b.info, get); errors.As(err, new(*deniedError)) {
+			return bench.Fail(bench.Refused, "%s at %s: %w", name, b.where(), err)
+		} else if err != nil {
+			return notReady(err, fmt.Errorf("%s at %s does not say that it is one, so it may be another kind of server (--endpoint openai=URL takes any with OpenAI's protocol): %w", name, b.where(), err))
 		}
+	}
+	if cfg.Version != "" && b.info.Version == versionNotTold {
+		b.info.Version, b.info.Build = cfg.Version, cfg.Build
+		b.info.Notes = append(b.info.Notes, "it does not tell its version: that is of the packages in the Python environment it was started from")
 	}
 	if cfg.Model != "" && b.info.Model != "" && cfg.Model != b.info.Model {
 		return fmt.Errorf("%s at %s serves model %q, not %q: start it with that model, or give another endpoint", name, b.where(), b.info.Model, cfg.Model)
@@ -143,6 +155,9 @@ func (b *backend) greet(ctx context.Context) error {
 	return nil
 }
 
+// versionNotTold is the version of servers that do not tell it.
+const versionNotTold = "version not told"
+
 // CheckEndpoint says what is wrong with the URL of a server's endpoint.
 func CheckEndpoint(row Server, endpoint string) error {
 	return (&backend{cfg: Config{Server: row}}).parse(endpoint)
@@ -155,6 +170,10 @@ func (b *backend) parse(endpoint string) error {
 		// The error of url.Parse quotes the URL, which may hold a password.
 		return fmt.Errorf("the endpoint of %s is not a URL: give one such as http://127.0.0.1:8080", b.cfg.Server.Name)
 	}
+	shown := ""
+	if u.Host != "" { // a user, a query and what is no such URL may hold secrets
+		shown = ", " + u.Scheme + "://" + u.Host + u.EscapedPath() + ","
+	}
 	port := "80"
 	switch u.Scheme {
 	case "http":
@@ -162,21 +181,22 @@ func (b *backend) parse(endpoint string) error {
 		port = "443"
 		b.tls = &tls.Config{ServerName: u.Hostname(), NextProtos: []string{"http/1.1"}, MinVersion: tls.VersionTLS12, InsecureSkipVerify: b.cfg.Insecure}
 	default:
-		return fmt.Errorf("the endpoint of %s, %s, is not an http or https URL: give one such as http://127.0.0.1:8080", b.cfg.Server.Name, u.Redacted())
+		return fmt.Errorf("the endpoint of %s%s is not an http or https URL: give one such as http://127.0.0.1:8080", b.cfg.Server.Name, shown)
 	}
 	switch {
 	case u.Hostname() == "":
-		return fmt.Errorf("the endpoint of %s, %s, names no host: give a URL such as http://127.0.0.1:8080", b.cfg.Server.Name, u.Redacted())
+		return fmt.Errorf("the endpoint of %s names no host: give a URL such as http://127.0.0.1:8080", b.cfg.Server.Name)
 	case u.User != nil:
 		return fmt.Errorf("the endpoint of %s has a user name or password in it: give an API key instead", b.cfg.Server.Name)
 	case u.RawQuery != "" || u.Fragment != "":
-		return fmt.Errorf("the endpoint of %s, %s, has a query or fragment: give a URL such as http://127.0.0.1:8080", b.cfg.Server.Name, u.Redacted())
+		return fmt.Errorf("the endpoint of %s%s has a query or fragment: give a URL such as http://127.0.0.1:8080", b.cfg.Server.Name, shown)
 	}
 	if u.Port() != "" {
 		port = u.Port()
 	}
 	b.addr, b.host = net.JoinHostPort(u.Hostname(), port), u.Host
-	b.path = strings.TrimSuffix(u.EscapedPath(), "/")
+	// The routes of the rows begin with /v1 themselves.
+	b.path = strings.TrimSuffix(strings.TrimSuffix(strings.TrimSuffix(u.EscapedPath(), "/"), "/v1"), "/")
 	return nil
 }
 
@@ -197,7 +217,11 @@ func (b *backend) dial(ctx context.Context) (*wire, error) {
 	if err == nil {
 		return conn, nil
 	}
+	var secured *handshakeError
 	if ctx.Err() == nil && limited.Err() != nil {
+		if errors.As(err, &secured) {
+			return nil, bench.Fail(bench.Connect, "cannot connect to %s at %s: it accepted the connection, but no TLS handshake came about within %s: try http://", b.cfg.Server.Name, b.where(), b.cfg.ConnectTimeout)
+		}
 		err = fmt.Errorf("nobody answered within %s", b.cfg.ConnectTimeout)
 	}
 	if ctx.Err() != nil {
@@ -214,13 +238,16 @@ func (b *backend) dial(ctx context.Context) (*wire, error) {
 	return nil, bench.Fail(bench.Connect, "cannot connect to %s at %s: is it running there? %w", b.cfg.Server.Name, b.where(), err)
 }
 
+// getTimeout bounds one request off the clock.
+const getTimeout = 30 * time.Second
+
 // client is for requests off the clock. Like a session it asks no proxy and
 // follows no redirect.
 func (b *backend) client() *http.Client {
 	return &http.Client{
 		Transport:     &http.Transport{DisableKeepAlives: true, TLSClientConfig: b.tls},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		Timeout:       30 * time.Second,
+		Timeout:       getTimeout,
 	}
 }
 
@@ -241,8 +268,14 @@ func (b *backend) Tokenize(ctx context.Context, prompt string) ([]int32, error) 
 func (b *backend) call(ctx context.Context, client *http.Client, method, path string, send, into any) (err error) {
 	defer func() {
 		// net/http and encoding/json quote what they could not read.
-		if err != nil && b.hide(err.Error()) != err.Error() {
-			err = errors.New(b.hide(err.Error()))
+		if err == nil || b.hide(err.Error()) == err.Error() {
+			return
+		}
+		text := b.hide(err.Error())
+		if errors.As(err, new(*deniedError)) {
+			err = &deniedError{text}
+		} else {
+			err = notReady(err, errors.New(text))
 		}
 	}()
 	var content []byte
@@ -265,18 +298,32 @@ func (b *backend) call(ctx context.Context, client *http.Client, method, path st
 	if err != nil {
 		var wrapped *url.Error
 		if errors.As(err, &wrapped) {
-			err = wrapped.Err
+			if err = wrapped.Err; wrapped.Timeout() && ctx.Err() == nil {
+				return bench.Fail(bench.Timeout, "GET %s: it took the connection, but did not answer within %s: see its log", path, client.Timeout)
+			}
 		}
 		return fmt.Errorf("%s %s: %w", method, path, err)
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 8<<20))
-	if err != nil {
+	if late := net.Error(nil); errors.As(err, &late) && late.Timeout() && ctx.Err() == nil {
+		return bench.Fail(bench.Timeout, "%s %s: its answer was not whole within %s: see its log", method, path, client.Timeout)
+	} else if err != nil {
 		return fmt.Errorf("%s %s: %w", method, path, err)
 	}
 	if resp.StatusCode != http.StatusOK {
 		message, _, _ := errorText(body)
-		return fmt.Errorf("%s %s answers %d: %s", method, path, resp.StatusCode, message)
+		if message == "" {
+			message = "no reason given"
+		}
+		if advice := b.keyAdvice(resp.StatusCode); advice != "" {
+			return &deniedError{fmt.Sprintf("%s %s answers %d (%s)%s", method, path, resp.StatusCode, message, advice)}
+		}
+		err := fmt.Errorf("%s %s answers %d: %s", method, path, resp.StatusCode, message)
+		if resp.StatusCode == http.StatusServiceUnavailable {
+			return bench.Fail(bench.Busy, "%w", err)
+		}
+		return err
 	}
 	if into == nil {
 		return nil
@@ -285,6 +332,32 @@ func (b *backend) call(ctx context.Context, client *http.Client, method, path st
 		return fmt.Errorf("%s %s answers with what is not the expected JSON: %w", method, path, err)
 	}
 	return nil
+}
+
+// deniedError says that a server wants another API key, or one at all.
+type deniedError struct{ message string }
+
+func (e *deniedError) Error() string { return e.message }
+
+// keyAdvice is what to do about a status that denies access; "" for another.
+func (b *backend) keyAdvice(status int) string {
+	switch {
+	case status != http.StatusUnauthorized && status != http.StatusForbidden:
+		return ""
+	case b.cfg.APIKey == "":
+		return fmt.Sprintf(": it wants an API key: give --api-key-env %s=VARIABLE", b.cfg.Server.Name)
+	}
+	return fmt.Sprintf(": it refuses the API key in the variable that --api-key-env %s names", b.cfg.Server.Name)
+}
+
+// notReady gives err the class of why: busy, for a server that is still
+// loading its model, or timeout.
+func notReady(why, err error) error {
+	var f *bench.Failure
+	if errors.As(why, &f) {
+		return bench.Fail(f.Class, "%w", err)
+	}
+	return err
 }
 
 // hide takes the API key out of a text, also where it was escaped as JSON may

@@ -63,7 +63,7 @@ func TestOpenFails(t *testing.T) {
 			fmt.Fprint(w, `{"error":{"code":503,"message":"Loading model"}}`)
 		}), nil, []string{"is not ready", "503", "Loading model"}},
 		{"redirect", handler("/health", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/x", http.StatusFound) }), nil, []string{"is not ready", "302"}},
-		{"another kind of server", handler("/props", http.NotFound), nil, []string{"does not say who it is", "another kind of server", "/props answers 404"}},
+		{"another kind of server", handler("/props", http.NotFound), nil, []string{"does not say that it is one", "another kind of server", "/props answers 404"}},
 		{"props that are no JSON", handler("/props", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "hello") }), nil, []string{"not the expected JSON"}},
 		{"another model", good, func(c *Config) { c.Model = "llama" }, []string{`serves model "m", not "llama"`}},
 		{"no row", good, func(c *Config) { c.Server = Server{Name: "x"} }, []string{`cannot open "x"`}},
@@ -74,7 +74,8 @@ func TestOpenFails(t *testing.T) {
 		{"bad URL", "http://me:secret@h:port", nil, []string{"is not a URL"}},
 		{"password", "http://me:secret@127.0.0.1:80", nil, []string{"has a user name or password"}},
 		{"password in another scheme", "ftp://me:secret@127.0.0.1:80", nil, []string{"is not an http or https URL"}},
-		{"query", "http://127.0.0.1:80/?a=b", nil, []string{"has a query"}},
+		{"query", "http://127.0.0.1:80/x?key=secret", nil, []string{"http://127.0.0.1:80/x, has a query"}},
+		{"password without a host", "me:secret@127.0.0.1", nil, []string{"is not an http or https URL"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			cfg := Config{Server: llamaServer(), Endpoint: tc.endpoint, APIKey: "sesame"}
@@ -140,6 +141,9 @@ func TestEndpointPath(t *testing.T) {
 		"http://h":              {"h:80", "h", ""},
 		"http://h:81/":          {"h:81", "h:81", ""},
 		"https://h/a/b/":        {"h:443", "h", "/a/b"},
+		"http://h/v1":           {"h:80", "h", ""}, // as clients of OpenAI's protocol want it
+		"http://h/a/v1/":        {"h:80", "h", "/a"},
+		"http://h/av1":          {"h:80", "h", "/av1"},
 		"http://[::1]:8080/x%2": {},
 		"http://[::1]:8080":     {"[::1]:8080", "[::1]:8080", ""},
 	} {

@@ -6,7 +6,7 @@ import "github.com/nativebench/nativebench/internal/bench"
 var outcomes = map[string]outcome{
 	"tgi/after-shard-death.txt":                                  {class: bench.ServerFail, message: "Request failed during generation: Server error: error trying to connect: Connect"},
 	"tgi/api-key-given.txt":                                      {text: " Forces automated", prompt: 1, tokens: 2, counted: bench.CountDetails, events: 1, finish: bench.FinishLength},
-	"tgi/api-key-missing.txt":                                    {class: bench.Refused, message: "no reason given (status 401)"},
+	"tgi/api-key-missing.txt":                                    {class: bench.Refused, message: "no reason given: it wants an API key: give --api-key-env tgi=VARIABLE (status 401)"},
 	"tgi/broken-tokenizer-completions-stream.txt":                {class: bench.Empty, message: "tgi sent a whole answer without any content (0 tokens by its own count)", warnings: []bench.Warning{bench.WarnTokenCount}},
 	"tgi/broken-tokenizer-generate-stream.txt":                   {class: bench.Reset, message: "tgi: the connection was closed without an answer"},
 	"tgi/broken-tokenizer-generate.txt":                          {class: bench.Reset, message: "tgi: the connection was closed without an answer"},

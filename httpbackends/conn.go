@@ -259,6 +259,11 @@ func (w *wire) fresh() bool {
 	return errors.Is(err, unix.EAGAIN) || err == nil && w.loop == nil
 }
 
+// handshakeError is of TLS, on a connection that was accepted.
+type handshakeError struct{ error }
+
+func (e *handshakeError) Unwrap() error { return e.error }
+
 // open connects, with TLS if conf is not nil, and else in the loop.
 func open(ctx context.Context, addr string, conf *tls.Config, l *loop) (*wire, error) {
 	t0 := bench.Now()
@@ -271,7 +276,7 @@ func open(ctx context.Context, addr string, conf *tls.Config, l *loop) (*wire, e
 		secured := tls.Client(tcp, conf)
 		if err := secured.HandshakeContext(ctx); err != nil {
 			tcp.Close()
-			return nil, err
+			return nil, &handshakeError{err}
 		}
 		w.Conn, w.in, w.peek = secured, &tcp.arrivals, tcp.peek
 	} else {

@@ -263,7 +263,7 @@ func TestDialectsConform(t *testing.T) {
 	}{
 		{fakeTGI{}, map[string]string{"/health": "", "/info": `{"model_id":"/data","max_total_tokens":1024,"version":"3.3.6","sha":"a"}`}, Config{Server: tgiServer()}},
 		{fakeOllama{}, map[string]string{"/api/version": `{"version":"0.12.0"}`, "/api/tags": `{"models":[{"name":"a:latest"}]}`}, Config{Server: ollamaServer(), Model: "a"}},
-		{fakeVLLM{}, map[string]string{"/health": "", "/version": `{"version":"0.32.0"}`, "/v1/models": `{"data":[{"id":"m","max_model_len":1024}]}`}, Config{Server: vllmServer(), Chat: true}},
+		{fakeVLLM{}, map[string]string{"/health": "", "/version": `{"version":"0.32.0"}`, "/v1/models": `{"data":[{"id":"m","owned_by":"vllm","max_model_len":1024}]}`}, Config{Server: vllmServer(), Chat: true}},
 	} {
 		t.Run(tc.cfg.Server.Name, func(t *testing.T) {
 			tc.cfg.Endpoint = fakeOf(t, tc.form, tc.told).URL

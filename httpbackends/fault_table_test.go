@@ -114,7 +114,7 @@ var faults = []fault{
 	{name: "finish_reason error", stream: true, answer: streamOf(event(" w", 1), last("abort", 1), doneMark), class: bench.ServerFail, want: `finish_reason "abort"`, events: 1},
 	{name: "more tokens than asked", stream: true, answer: streamOf(event(" w", 1), last("stop", 9), doneMark), class: bench.ServerFail, want: "9 tokens where at most 4", events: 1},
 	{name: "400", stream: true, answer: answerJSON(400, `{"error":{"code":400,"message":"request (2000 tokens) exceeds the available context size","type":"exceed_context_size_error"}}`), class: bench.Refused, want: "exceeds the available context size (status 400)"},
-	{name: "401", answer: answerJSON(401, `{"error":"Unauthorized"}`), class: bench.Refused, want: "Unauthorized (status 401)"},
+	{name: "401", answer: answerJSON(401, `{"error":"Unauthorized"}`), class: bench.Refused, want: "Unauthorized: it wants an API key: give --api-key-env llama-server=VARIABLE (status 401)"},
 	{name: "404 of FastAPI", answer: answerJSON(404, `{"detail":"Not Found"}`), class: bench.Refused, want: "Not Found (status 404)"},
 	{name: "422 with a list", answer: answerJSON(422, `{"detail":[{"loc":["body"],"msg":"field required"}]}`), class: bench.Refused, want: "field required"},
 	{name: "flat error body", answer: answerJSON(400, `{"object":"error","message":"too long","type":"BadRequestError","code":400}`), class: bench.Refused, want: "too long (status 400)"},

@@ -1,6 +1,7 @@
 package httpbackends
 
 import (
+	"fmt"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -32,6 +33,7 @@ func llamaServer() Server {
 		ClosesAfterStream: true, // cpp-httplib takes the end of the content provider for a cancellation
 		Identify:          llamaIdentify,
 		Tokenize:          llamaTokenize,
+		Process:           [][]string{{"llama-server"}},
 		Metrics: Metrics{Path: "/metrics", Series: []Series{
 			{"requests_running", []string{"llamacpp:requests_processing"}},
 			{"requests_waiting", []string{"llamacpp:requests_deferred"}},
@@ -96,6 +98,9 @@ func llamaIdentify(info *bench.Info, get func(path string, into any) error) erro
 	}
 	if err := get("/props", &props); err != nil {
 		return err
+	}
+	if props.Slots == 0 {
+		return fmt.Errorf("GET /props tells no total_slots")
 	}
 	info.Context, info.Slots = props.Settings.Context, props.Slots
 	info.Model, info.DType = props.Alias, props.Ftype

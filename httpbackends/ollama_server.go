@@ -29,6 +29,7 @@ func ollamaServer() Server {
 			"the first request loads the model",
 		},
 		Identify: ollamaIdentify,
+		Process:  [][]string{{"ollama", "serve"}},
 	}
 }
 

@@ -8,7 +8,7 @@ import "github.com/nativebench/nativebench/internal/bench"
 func openAIServer() Server {
 	return Server{
 		Name:        "openai",
-		Engine:      "unknown",
+		Engine:      "any OpenAI-compatible server",
 		Dialect:     OpenAICompletions{},
 		Route:       "/v1/completions",
 		ChatRoute:   "/v1/chat/completions",
@@ -25,11 +25,19 @@ func openAIServer() Server {
 			"only OpenAI's standard fields are sent: filters that the server applies by itself (top-k, min-p, penalties) are as it likes",
 			"the seed is sent; whether the server follows it is not known",
 			"it may have a prefix cache",
-			"it does not tell its version",
 		},
+		Process: knownProcesses(),
 		Identify: func(info *bench.Info, get func(path string, into any) error) error {
-			info.Version = "version not told"
+			info.Engine, info.Version = "an OpenAI-compatible server", "(it does not tell which)"
 			return openAIModels(info, get)
 		},
 	}
+}
+
+// knownProcesses are those of all servers that have a row of their own.
+func knownProcesses() (all [][]string) {
+	for _, row := range []Server{llamaServer(), vllmServer(), tgiServer(), transformersServer(), transformersServe(), sglangServer(), ollamaServer()} {
+		all = append(all, row.Process...)
+	}
+	return all
 }

@@ -208,16 +208,28 @@ func TestIdentify(t *testing.T) {
 		{
 			tgiServer(), "gpt2",
 			map[string]string{"/info": `{"model_id":"/data","model_dtype":"torch.float16","max_total_tokens":2048,"version":"1.4.0","sha":"a","docker_label":"sha-b"}`},
-			bench.Info{Model: "gpt2", Weights: "/data", DType: "torch.float16", Version: "1.4.0", Build: "sha-b", Context: 2048},
+			bench.Info{Model: "/data", Weights: "/data", DType: "torch.float16", Version: "1.4.0", Build: "sha-b", Context: 2048}, // Open compares the names
 			"",
 		},
 		{
 			transformersServer(), "",
-			map[string]string{"/version": `{"version":"5.23.0","torch":"2.13.0"}`, "/v1/models": `{"data":[{"id":"gpt2","max_model_len":1024,"dtype":"float32","n_params":124439808}]}`},
+			map[string]string{"/version": `{"version":"5.23.0","torch":"2.13.0"}`, "/v1/models": `{"data":[{"id":"gpt2","owned_by":"nativebench","max_model_len":1024,"dtype":"float32","n_params":124439808}]}`},
 			bench.Info{Model: "gpt2", Version: "5.23.0", Build: "torch 2.13.0", Context: 1024, DType: "float32", Params: 124439808},
 			"",
 		},
-		{transformersServe(), "m", nil, bench.Info{Model: "m", Version: "version not told"}, ""},
+		{
+			transformersServe(), "m",
+			map[string]string{"/openapi.json": serveAPI},
+			bench.Info{Model: "m", Version: "version not told"},
+			"",
+		},
+		// Servers of another kind.
+		{transformersServe(), "m", nil, bench.Info{}, "no /openapi.json"},
+		{transformersServe(), "m", map[string]string{"/openapi.json": `{"paths":{"/v1/completions":{}}}`}, bench.Info{}, "names no route /load_model"},
+		{vllmServer(), "", map[string]string{"/version": `{"version":"5.23.0"}`, "/v1/models": `{"data":[{"id":"gpt2","owned_by":"nativebench"}]}`}, bench.Info{}, `owned by "nativebench", not "vllm"`},
+		{transformersServer(), "", map[string]string{"/version": string(bodyOf(t, "vllm/version.txt")), "/v1/models": string(bodyOf(t, "vllm/models.txt"))}, bench.Info{}, `owned by "vllm", not "nativebench"`},
+		{tgiServer(), "", map[string]string{"/info": `{}`}, bench.Info{}, "no model_id"},
+		{llamaServer(), "", map[string]string{"/props": `{}`, "/v1/models": `{}`}, bench.Info{}, "no total_slots"},
 		{
 			sglangServer(), "",
 			map[string]string{"/get_server_info": `{"version":"0.5.0","dtype":"auto","max_running_requests":48}`, "/v1/models": `{"data":[{"id":"m","root":"/m","max_model_len":4096}]}`},
@@ -244,9 +256,9 @@ func TestIdentify(t *testing.T) {
 			"",
 		},
 		{openAIServer(), "", map[string]string{"/v1/models": `{"data":[{"id":"a"},{"id":"b"}]}`}, bench.Info{}, "2 models (a, b)"},
-		{openAIServer(), "b", map[string]string{"/v1/models": `{"data":[{"id":"a"},{"id":"b"}]}`}, bench.Info{Model: "b", Version: "version not told"}, ""},
+		{openAIServer(), "b", map[string]string{"/v1/models": `{"data":[{"id":"a"},{"id":"b"}]}`}, bench.Info{Model: "b", Engine: "an OpenAI-compatible server", Version: "(it does not tell which)"}, ""},
 	} {
-		info := bench.Info{Model: tc.asked}
+		info := bench.Info{Model: tc.asked} // Open fills in more
 		err := tc.row.Identify(&info, func(path string, into any) error {
 			if body, ok := tc.told[path]; ok {
 				return json.Unmarshal([]byte(body), into)
@@ -276,6 +288,9 @@ func TestMetricsAreThere(t *testing.T) {
 		}
 	}
 }
+
+// serveAPI is what FastAPI says of transformers serve, as far as it is read.
+const serveAPI = `{"openapi":"3.1.0","paths":{"/v1/completions":{},"/load_model":{},"/reset":{}}}`
 
 // metricIn reports whether a page of Prometheus text has a value of that name.
 func metricIn(page, name string) bool {
@@ -309,6 +324,7 @@ func TestStarts(t *testing.T) {
 	gpu := start
 	gpu.GPULayers, gpu.DType, gpu.PrefixCache, gpu.Host = -1, "f16", true, "0.0.0.0"
 	env := []string{"HOME=/h", "HF_HUB_OFFLINE=0", "OMP_NUM_THREADS=9"}
+	vllmEnv := append([]string{"VLLM_API_KEY=sesame", "VLLM_S3_TOKEN=a", "VLLM_LOGGING_LEVEL=DEBUG"}, env...)
 	for _, tc := range []struct {
 		name  string
 		argv  func(Start) ([]string, error)
@@ -320,12 +336,12 @@ func TestStarts(t *testing.T) {
 		{
 			"vllm", vllmServer().Argv, vllmServer().Environ, start,
 			"/env/bin/program serve " + dir + " --host 127.0.0.1 --port 8000 --dtype float32 --max-model-len 1024 --max-num-seqs 16 --generation-config vllm --served-model-name gpt2 --no-enable-prefix-caching",
-			[]string{"HOME=/h", "HF_HUB_OFFLINE=1", "VLLM_NO_USAGE_STATS=1", "VLLM_CPU_KVCACHE_SPACE=2", "OMP_NUM_THREADS=3", "VLLM_CPU_OMP_THREADS_BIND=nobind"},
+			[]string{"VLLM_LOGGING_LEVEL=DEBUG", "HOME=/h", "HF_HUB_OFFLINE=1", "VLLM_NO_USAGE_STATS=1", "VLLM_CPU_KVCACHE_SPACE=2", "OMP_NUM_THREADS=3", "VLLM_CPU_OMP_THREADS_BIND=nobind"},
 		},
 		{
 			"vllm on a GPU", vllmServer().Argv, vllmServer().Environ, gpu,
 			"/env/bin/program serve " + dir + " --host 0.0.0.0 --port 8000 --dtype float16 --max-model-len 1024 --max-num-seqs 16 --generation-config vllm --served-model-name gpt2 --enable-prefix-caching",
-			[]string{"HOME=/h", "OMP_NUM_THREADS=9", "HF_HUB_OFFLINE=1", "VLLM_NO_USAGE_STATS=1"},
+			[]string{"VLLM_LOGGING_LEVEL=DEBUG", "HOME=/h", "OMP_NUM_THREADS=9", "HF_HUB_OFFLINE=1", "VLLM_NO_USAGE_STATS=1"},
 		},
 		{
 			"vllm in a container", vllmServer().ContainerArgv, func(s Start, _ []string) []string { return vllmServer().ContainerEnv(s) }, gpu,
@@ -334,12 +350,12 @@ func TestStarts(t *testing.T) {
 		},
 		{
 			"tgi in a container", tgiServer().ContainerArgv, func(s Start, _ []string) []string { return tgiServer().ContainerEnv(s) }, gpu,
-			"--model-id " + dir + " --hostname 0.0.0.0 --port 8000 --max-input-tokens 1023 --max-total-tokens 1024 --max-batch-total-tokens 16384 --max-concurrent-requests 128 --usage-stats off --dtype float16",
+			"--model-id " + dir + " --hostname 0.0.0.0 --port 8000 --max-input-tokens 1023 --max-total-tokens 1024 --max-batch-total-tokens 16384 --max-concurrent-requests 128 --usage-stats off --num-shard 1 --dtype float16",
 			[]string{"HF_HUB_OFFLINE=1", "PREFIX_CACHING=1"},
 		},
 		{
 			"tgi without a cache", tgiServer().ContainerArgv, func(s Start, _ []string) []string { return tgiServer().ContainerEnv(s) }, start,
-			"--model-id " + dir + " --hostname 127.0.0.1 --port 8000 --max-input-tokens 1023 --max-total-tokens 1024 --max-batch-total-tokens 16384 --max-concurrent-requests 128 --usage-stats off",
+			"--model-id " + dir + " --hostname 127.0.0.1 --port 8000 --max-input-tokens 1023 --max-total-tokens 1024 --max-batch-total-tokens 16384 --max-concurrent-requests 128 --usage-stats off --num-shard 1",
 			[]string{"HF_HUB_OFFLINE=1", "PREFIX_CACHING=0"},
 		},
 		{
@@ -357,7 +373,11 @@ func TestStarts(t *testing.T) {
 		if err != nil || strings.Join(argv, " ") != tc.line {
 			t.Errorf("%s:\n%s, %v; want\n%s", tc.name, strings.Join(argv, " "), err, tc.line)
 		}
-		if got := tc.env(tc.start, env); !slices.Equal(got, tc.vars) {
+		given := env
+		if strings.HasPrefix(tc.name, "vllm") {
+			given = vllmEnv
+		}
+		if got := tc.env(tc.start, given); !slices.Equal(got, tc.vars) {
 			t.Errorf("%s: variables %q, want %q", tc.name, got, tc.vars)
 		}
 		for want, spoil := range map[string]func(*Start){

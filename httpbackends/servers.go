@@ -9,6 +9,7 @@ package httpbackends
 
 import (
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 
@@ -77,16 +78,53 @@ type Server struct {
 	// Environ returns the environment for the server from that of this process
 	// (as in os.Environ); nil keeps it.
 	Environ func(s Start, env []string) []string
-	// Image is the pinned container image; empty if there is none.
-	Image string
+	// Process are groups of words by which its processes are known: see
+	// IsProcess. Empty: by none.
+	Process [][]string
+	// EnvPrefix begins the names of the variables by which users change what
+	// the server does; those that Environ lets through are told.
+	EnvPrefix string
+	// Distribution is the Python package whose version is the server's, where
+	// the server does not tell it.
+	Distribution string
+	// Image is the pinned container image; empty if there is none. It needs a
+	// GPU if ImageNeedsGPU.
+	Image         string
+	ImageNeedsGPU bool
 	// KVPool returns for how many tokens the server's KV cache has room when it
 	// is started so; nil: it does not follow from that.
 	KVPool func(s Start) int
 	// ContainerArgv returns what stands after the image's name; inside, the
 	// weights are at s.Model and the server listens on s.Host and s.Port.
 	ContainerArgv func(s Start) ([]string, error)
-	// ContainerEnv are the container's variables, as NAME=value.
+	// ContainerEnv are the container's variables, as NAME=value; s.Model is the
+	// weights' path outside.
 	ContainerEnv func(s Start) []string
+	// NamedByPath: the server knows its model by the path that it was started
+	// with and by no other name.
+	NamedByPath bool
+}
+
+// IsProcess tells whether a command line is recognisably of this server: all
+// words of a group are in the file name of its program or in its first arguments
+// (an interpreter's script or module, and what that is told to do).
+func (s Server) IsProcess(argv []string) bool {
+	var words []string
+	for _, arg := range argv[:min(len(argv), 4)] {
+		if strings.Contains(arg, "://") {
+			continue // somebody who speaks to one
+		}
+		words = append(words, strings.FieldsFunc(strings.ToLower(path.Base(arg)), func(r rune) bool { return strings.ContainsRune(".: ", r) })...)
+	}
+	has := func(word string) bool {
+		return slices.ContainsFunc(words, func(w string) bool {
+			w = strings.TrimRight(w, "0123456789") // the third of them, say
+			return w == word || w == word+"_" || strings.HasPrefix(w, word+"-")
+		})
+	}
+	return slices.ContainsFunc(s.Process, func(group []string) bool {
+		return !slices.ContainsFunc(group, func(word string) bool { return !has(word) })
+	})
 }
 
 // WeightsForm is how a model lies on disk.

@@ -454,7 +454,7 @@ func (s *session) refused() error {
 	err := s.answer.serverError(s.sync, code)
 	var f *bench.Failure
 	if errors.As(err, &f) {
-		f.Message += " (status " + strconv.Itoa(code)
+		f.Message += s.b.keyAdvice(code) + " (status " + strconv.Itoa(code)
 		if header.retryAfter != "" {
 			f.Message += ", retry after " + oneLine(header.retryAfter)
 			f.RetryAfter = retryAfter(header.retryAfter, time.Now())

@@ -19,6 +19,7 @@ func sglangServer() Server {
 			"its metrics are there only if it was started with --enable-metrics",
 		},
 		Identify: sglangIdentify,
+		Process:  [][]string{{"sglang", "launch_server"}, {"sglang", "serve"}},
 		Metrics: Metrics{Path: "/metrics", Series: []Series{
 			{"requests_running", []string{"sglang:num_running_reqs"}},
 			{"requests_waiting", []string{"sglang:num_queue_reqs"}},

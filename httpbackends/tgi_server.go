@@ -29,9 +29,11 @@ func tgiServer() Server {
 			"TGI cannot go on past end-of-sequence, so answers may be shorter than asked",
 			"TGI 3 works in steps of 1024 tokens: asked for more than 1024 that are no multiple of it, it makes more than asked, which is a failure here",
 			"its prefix cache is on unless it was started with PREFIX_CACHING=0, and it does not tell of hits",
+			"it computes in float16 unless it was started with another --dtype, whatever the type of the weights",
 			"on a stream it answers an error with status 200: the class of a failure is that of the error inside",
 		},
 		Identify: tgiIdentify,
+		Process:  [][]string{{"text-generation-router"}, {"text-generation-launcher"}},
 		Metrics: Metrics{Path: "/metrics", Series: []Series{
 			{"requests_running", []string{"tgi_batch_current_size"}},
 			{"requests_waiting", []string{"tgi_queue_size"}},
@@ -43,6 +45,8 @@ func tgiServer() Server {
 		}},
 		Weights:       HuggingFace,
 		Image:         "ghcr.io/huggingface/text-generation-inference:3.3.5",
+		ImageNeedsGPU: true,
+		NamedByPath:   true,
 		KVPool:        tgiPool,
 		ContainerArgv: tgiContainerArgv,
 		ContainerEnv:  tgiContainerEnv,
@@ -84,9 +88,10 @@ func tgiIdentify(info *bench.Info, get func(path string, into any) error) error 
 	if told.Docker != "" {
 		info.Build = told.Docker
 	}
-	if info.Model == "" {
-		info.Model = told.Model
+	if told.Model == "" {
+		return fmt.Errorf("GET /info names no model_id")
 	}
+	info.Model = told.Model
 	if info.Weights == "" {
 		info.Weights = told.Model
 	}
@@ -113,13 +118,16 @@ func tgiContainerArgv(s Start) ([]string, error) {
 		// Beyond this number it refuses requests at once.
 		"--max-concurrent-requests", num(max(128, 2*s.Slots)),
 		"--usage-stats", "off",
+		"--num-shard", "1", // it would take all GPUs that it sees
 	}
-	if s.DType != "" {
-		dtype, err := s.dtype("")
-		if err != nil {
-			return nil, fmt.Errorf("tgi: %w", err)
-		}
-		argv = append(argv, "--dtype", dtype)
+	switch s.DType { // its launcher takes no other
+	case "":
+	case "f16":
+		argv = append(argv, "--dtype", "float16")
+	case "bf16":
+		argv = append(argv, "--dtype", "bfloat16")
+	default:
+		return nil, fmt.Errorf("tgi cannot compute in %q: choose f16 or bf16", s.DType)
 	}
 	return argv, nil
 }

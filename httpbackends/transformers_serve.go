@@ -27,19 +27,36 @@ func transformersServe() Server {
 			"without continuous batching it works on one request at a time: the others wait, and their waiting is in their time to the first token; with it, it samples all requests as the first one asked",
 			"a stream's header is sent before the prompt is read, so the first byte says nothing of the first token",
 			"the seed is that of the whole process: answers repeat only while one request runs at a time",
-			"it does not tell its version",
 		},
 		EndsAfterFinish: true,
-		Identify: func(info *bench.Info, _ func(string, any) error) error {
-			info.Version = "version not told"
-			return nil
-		},
-		Weights: HuggingFace,
-		Program: "transformers",
-		Python:  "transformers",
-		Argv:    serveArgv,
-		Environ: transformersEnviron,
+		Identify:        serveIdentify,
+		Process:         [][]string{{"transformers", "serve"}},
+		Weights:         HuggingFace,
+		Program:         "transformers",
+		Python:          "transformers",
+		Distribution:    "transformers",
+		Argv:            serveArgv,
+		Environ:         transformersEnviron,
 	}
+}
+
+// serveIdentify reads the description that FastAPI makes of the server's routes,
+// because the server tells of itself nowhere: /load_model and /reset are its
+// own.
+func serveIdentify(info *bench.Info, get func(path string, into any) error) error {
+	var api struct {
+		Paths map[string]any `json:"paths"`
+	}
+	if err := get("/openapi.json", &api); err != nil {
+		return err
+	}
+	for _, path := range []string{"/v1/completions", "/load_model", "/reset"} {
+		if api.Paths[path] == nil {
+			return fmt.Errorf("GET /openapi.json names no route %s, which transformers serve has", path)
+		}
+	}
+	info.Version = versionNotTold
+	return nil
 }
 
 func serveFields(body map[string]any, req *bench.Request, cfg *Config) error {

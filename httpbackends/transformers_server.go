@@ -23,6 +23,7 @@ func transformersServer() Server {
 			"it works on one request at a time: the others wait, and their waiting is in their time to the first token",
 		},
 		Identify: transformersIdentify,
+		Process:  [][]string{{"transformers_server"}},
 		Weights:  HuggingFace,
 		Program:  "python",
 		Python:   "transformers",
@@ -54,7 +55,7 @@ func transformersIdentify(info *bench.Info, get func(path string, into any) erro
 		return err
 	}
 	info.Version, info.Build = version.Version, "torch "+version.Torch
-	return openAIModels(info, get)
+	return ownedModels(info, get, "nativebench")
 }
 
 func transformersArgv(s Start) ([]string, error) {

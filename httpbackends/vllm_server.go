@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -31,6 +32,7 @@ func vllmServer() Server {
 			"a prompt that leaves less room than the tokens asked for is answered with fewer, without an error: such an answer has the warning cut_short",
 		},
 		Identify: vllmIdentify,
+		Process:  [][]string{{"vllm", "serve"}, {"vllm", "entrypoints"}, {"vllm", "apiserver"}},
 		Metrics: Metrics{Path: "/metrics", Series: []Series{
 			{"requests_running", []string{"vllm:num_requests_running"}},
 			{"requests_waiting", []string{"vllm:num_requests_waiting"}},
@@ -54,7 +56,9 @@ func vllmServer() Server {
 		Python:        "vllm",
 		Argv:          vllmArgv,
 		Environ:       vllmEnviron,
-		Image:         "vllm/vllm-openai:v0.11.0",
+		EnvPrefix:     "VLLM_",
+		Image:         "vllm/vllm-openai:v0.30.0",
+		ImageNeedsGPU: true,
 		ContainerArgv: vllmContainerArgv,
 		ContainerEnv:  vllmContainerEnv,
 	}
@@ -92,15 +96,22 @@ func vllmIdentify(info *bench.Info, get func(path string, into any) error) error
 		return err
 	}
 	info.Version, info.Build = version.Version, version.Version
-	return openAIModels(info, get)
+	return ownedModels(info, get, "vllm")
 }
 
-// openAIModels reads /v1/models, with the additions of vLLM and of our
-// Transformers server, and settles which model is asked for.
+// openAIModels reads /v1/models of any owner.
 func openAIModels(info *bench.Info, get func(path string, into any) error) error {
+	return ownedModels(info, get, "")
+}
+
+// ownedModels reads /v1/models, with the additions of vLLM and of our
+// Transformers server, and settles which model is asked for. owner is what the
+// kind of server writes there of itself; "": anything.
+func ownedModels(info *bench.Info, get func(path string, into any) error, owner string) error {
 	var models struct {
 		Data []struct {
 			ID      string `json:"id"`
+			Owner   string `json:"owned_by"`
 			Root    string `json:"root"`
 			Context int    `json:"max_model_len"`
 			DType   string `json:"dtype"`
@@ -112,6 +123,9 @@ func openAIModels(info *bench.Info, get func(path string, into any) error) error
 	}
 	var ids []string
 	for _, m := range models.Data {
+		if owner != "" && m.Owner != owner {
+			return fmt.Errorf("its models are owned by %q, not %q", oneLine(m.Owner), owner)
+		}
 		ids = append(ids, m.ID)
 	}
 	if err := pickModel(info, ids); err != nil {
@@ -186,7 +200,13 @@ func vllmFlags(s Start) ([]string, error) {
 	return append(flags, "--no-enable-prefix-caching"), nil
 }
 
+// vllmEnviron drops what would have the server ask for a key, and other secrets
+// that are no business of a benchmark.
 func vllmEnviron(s Start, env []string) []string {
+	env = slices.DeleteFunc(slices.Clone(env), func(kv string) bool {
+		name, _, _ := strings.Cut(kv, "=")
+		return strings.HasPrefix(name, "VLLM_") && secretName.MatchString(name)
+	})
 	set := []string{"HF_HUB_OFFLINE=1", "VLLM_NO_USAGE_STATS=1"}
 	if s.onCPU() {
 		if gib := vllmCacheGiB(s); gib > 0 {
@@ -199,6 +219,9 @@ func vllmEnviron(s Start, env []string) []string {
 	}
 	return setEnv(env, set...)
 }
+
+// secretName is of variables whose values are nobody's to read.
+var secretName = regexp.MustCompile(`KEY|TOKEN|SECRET|PASSW`)
 
 func vllmContainerEnv(s Start) []string { return vllmEnviron(s, nil) }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -143,15 +144,24 @@ func unknownCommand(app *cli.App, name string) error {
 	for _, cmd := range app.VisibleCommands() {
 		names = append(names, cmd.Name)
 	}
-	return refuse("unknown command %q: choose from %s", name, strings.Join(names, ", "))
+	return refuse("unknown command %s: choose from %s", shownWord(name), strings.Join(names, ", "))
 }
 
 // noArguments refuses words that a command would silently ignore.
 func noArguments(c *cli.Context) error {
 	if c.Args().Present() {
-		return refuse("%s takes flags only, but was given %q; see nativebench %s --help", c.Command.Name, c.Args().First(), c.Command.Name)
+		return refuse("%s takes flags only, but was given %s; see nativebench %s --help", c.Command.Name, shownWord(c.Args().First()), c.Command.Name)
 	}
 	return nil
+}
+
+// shownWord quotes a word of the command line, but no URL: that may hold a
+// password.
+func shownWord(word string) string {
+	if strings.Contains(word, "://") {
+		return "a URL"
+	}
+	return strconv.Quote(word)
 }
 
 // flagsFirst moves the flags of the command before its arguments: the parser

@@ -21,6 +21,7 @@ import (
 func TestRefusals(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("XDG_CACHE_HOME", filepath.Join(dir, "cache"))
+	pretendGPU(t, filepath.Join(dir, "no such device"))
 	file := func(name, text string) string {
 		path := filepath.Join(dir, name)
 		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
@@ -79,6 +80,15 @@ func TestRefusals(t *testing.T) {
 		{"compare", "--backends", "natve"},
 		{"compare", "--backends", "fake,absent"},
 		{"compare", "--endpoint", "vllm"},
+		{"compare", "http://me:PASSw0rd@127.0.0.1:1"},
+		{"http://me:PASSw0rd@127.0.0.1:1"},
+		{"compare", "--endpoint", "http://me:PASSw0rd@127.0.0.1:1"},
+		{"compare", "--endpoint", "http://127.0.0.1:1/?key=PASSw0rd"},
+		{"compare", "--endpoint", "openai=http://127.0.0.1:1/?key=PASSw0rd"},
+		{"compare", "--weights", "https://me:PASSw0rd@127.0.0.1/x.gguf"},
+		{"compare", "--endpoint", "vllm=http://127.0.0.1:1", "--endpoint", "vllm=http://127.0.0.1:2"},
+		{"compare", "--endpoint", "openai=http://127.0.0.1:1", "--backends", "fake", "--api-key-env", "openai=hf_PASSw0rd"},
+		{"compare", "--backends", "fake,tgi"},
 		{"compare", "--endpoint", "vlm=http://127.0.0.1:1"},
 		{"compare", "--endpoint", "native=http://127.0.0.1:1"},
 		{"compare", "--endpoint", "vllm=127.0.0.1:1"},
@@ -92,6 +102,9 @@ func TestRefusals(t *testing.T) {
 		{"compare", "--backends", "fake,ollama"},
 		{"compare", "--backends", "fake,vllm", "--launch", "none"},
 		{"compare", "--backends", "fake,vllm", "--launch", "podman"},
+		{"compare", "--backends", "fake,vllm", "--launch", "docker"},
+		{"compare", "--backends", "fake,tgi", "--launch", "docker"},
+		{"compare", "--backends", "fake", "--ready-timeout", "0s"},
 		{"compare", "--backends", "fake", "--vocab", none},
 		{"compare", "--backends", "fake", "--vocab", text},
 		{"compare", "--backends", "fake", "--vocab", filepath.Join(dir, "llama.gguf")},
@@ -190,6 +203,9 @@ func TestRefusals(t *testing.T) {
 		code, stdout, stderr := invoke(t, args...)
 		if code != exitUsage || stdout != "" || strings.Count(stderr, "\n") != 1 {
 			t.Errorf("%q: status %d, stdout %q, stderr %q", args, code, stdout, stderr)
+		}
+		if strings.Contains(stderr, "PASSw0rd") {
+			t.Errorf("a secret is printed: %s", stderr)
 		}
 		fmt.Fprintf(&got, "$ nativebench %s\n%s", strings.Join(args, " "), stderr)
 	}

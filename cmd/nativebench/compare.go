@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/urfave/cli/v2"
@@ -43,6 +45,9 @@ func compareCommand(known registry) *cli.Command {
 // measureAction is compare and run: check, prepare, run, report.
 func measureAction(c *cli.Context, known registry, base plan.Plan) error {
 	if err := noArguments(c); err != nil {
+		return err
+	}
+	if err := checkValues(c); err != nil {
 		return err
 	}
 	s := newSetup(c, known, base)
@@ -94,7 +99,7 @@ func (s *setup) runAndReport(c *cli.Context, stop *stopper, manifest *results.Ma
 		x.attempt[cell.ID()] = 1
 	}
 	if s.resumed == nil {
-		x.w, err = results.Create(s.out, manifest)
+		x.w, err = s.create(manifest)
 	} else {
 		err = x.reopen(c.App.ErrWriter, len(todo) > 0)
 	}
@@ -127,6 +132,20 @@ func (s *setup) runAndReport(c *cli.Context, stop *stopper, manifest *results.Ma
 		return exitStatus(exitCellsFailed)
 	}
 	return nil
+}
+
+// create makes the run directory; under the default name, another run may have
+// taken it since the check.
+func (s *setup) create(manifest *results.Manifest) (*results.Writer, error) {
+	if s.ownName {
+		if err := os.MkdirAll(filepath.Dir(s.out), 0o755); err != nil {
+			return nil, err
+		}
+		for errors.Is(os.Mkdir(s.out, 0o755), fs.ErrExist) { // another error is Create's to tell
+			s.out = freeName(s.out)
+		}
+	}
+	return results.Create(s.out, manifest)
 }
 
 // reopen takes a run up where it was left. measures says that stamps will be

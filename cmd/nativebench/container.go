@@ -1,12 +1,16 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -43,6 +47,82 @@ func dockerAnswers(name string) error {
 	return nil
 }
 
+// pull fetches an image that the engine has not yet; say tells how far it is.
+func pull(ctx context.Context, image, logPath string, say func(string)) error {
+	if exec.CommandContext(ctx, "docker", "image", "inspect", image).Run() == nil {
+		return nil
+	}
+	log, err := os.OpenFile(logPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		return fmt.Errorf("the log of docker pull: %w", err)
+	}
+	defer log.Close()
+	say("fetching " + image)
+	cmd := exec.CommandContext(ctx, "docker", "pull", image)
+	cmd.WaitDelay = 5 * time.Second
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	var complaint bytes.Buffer
+	cmd.Stderr = io.MultiWriter(log, &complaint)
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("--launch docker: %w", err)
+	}
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		fmt.Fprintln(log, lines.Text())
+		say("fetching " + image + ": " + lines.Text())
+	}
+	_, _ = io.Copy(log, out) // after a line that is too long for the scanner
+	if err := cmd.Wait(); err != nil {
+		return fmt.Errorf("--launch docker: docker pull %s: %w (%s): see why, or pull it by hand", image, err, strings.Join(strings.Fields(complaint.String()), " "))
+	}
+	return nil
+}
+
+// mountOf is what of this machine a container must be shown for a model's
+// directory to be whole in it, and the path of the directory below that. In the
+// cache of the Hugging Face hub, models--NAME/snapshots/COMMIT holds links to
+// ../../blobs.
+func mountOf(dir string) (outside, below string, err error) {
+	if dir, err = filepath.Abs(dir); err == nil {
+		dir, err = filepath.EvalSymlinks(dir)
+	}
+	if err != nil {
+		return "", "", err
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return "", "", err
+	}
+	outside = dir
+	for _, f := range files {
+		if f.Type()&os.ModeSymlink == 0 {
+			continue
+		}
+		link := filepath.Join(dir, f.Name())
+		to, err := os.Readlink(link)
+		if err != nil {
+			return "", "", err
+		}
+		target, err := filepath.EvalSymlinks(link)
+		repo := filepath.Dir(filepath.Dir(dir))
+		switch {
+		case err == nil && !filepath.IsAbs(to) && within(outside, target):
+		case err == nil && !filepath.IsAbs(to) && filepath.Base(filepath.Dir(dir)) == "snapshots" && within(repo, target):
+			outside = repo
+		default:
+			return "", "", fmt.Errorf("--launch docker: %s is a link to %s, which a container would not see: give a directory with the files themselves (cp -rL makes one)", link, to)
+		}
+	}
+	below, err = filepath.Rel(outside, dir)
+	return outside, below, err
+}
+
+// within tells whether a path is in a directory; both are clean and absolute.
+func within(dir, path string) bool { return strings.HasPrefix(path, dir+string(filepath.Separator)) }
+
 // insideModel is where the weights lie inside a container.
 const insideModel = "/model"
 
@@ -54,7 +134,7 @@ func contain(how *launch.Spec, row httpbackends.Server, start httpbackends.Start
 	if err != nil {
 		return fmt.Errorf("--launch docker: %w", err)
 	}
-	outside, err := filepath.Abs(start.Model)
+	outside, below, err := mountOf(start.Model)
 	if err != nil {
 		return err
 	}
@@ -69,7 +149,8 @@ func contain(how *launch.Spec, row httpbackends.Server, start httpbackends.Start
 	var b [6]byte
 	rand.Read(b[:]) // never fails
 	name := "nativebench-" + row.Name + "-" + hex.EncodeToString(b[:])
-	start.Model, start.Host = insideModel, "0.0.0.0"
+	variables := row.ContainerEnv(start)
+	start.Model, start.Host = path.Join(insideModel, below), "0.0.0.0"
 	how.Argv = func(port int) ([]string, error) {
 		start.Port = port
 		inside, err := row.ContainerArgv(start)
@@ -82,16 +163,17 @@ func contain(how *launch.Spec, row httpbackends.Server, start httpbackends.Start
 			"--volume", outside + ":" + insideModel + ":ro", "--volume", cache + ":/root/.cache", "--shm-size", "1g",
 		}
 		if hasGPU() {
-			line = append(line, "--gpus", "all")
+			line = append(line, "--gpus", "device=0") // one: TGI would take all that it sees
 		}
-		for _, kv := range row.ContainerEnv(start) {
+		for _, kv := range variables {
 			line = append(line, "--env", kv)
 		}
 		*argv = append(append(line, row.Image), inside...)
 		return *argv, nil
 	}
 	how.Remove = []string{docker, "rm", "--force", name}
-	how.Grace = 30 * time.Second // the engine asks, waits ten seconds, and kills
+	// The client passes SIGTERM on and waits as long as the server takes.
+	how.Grace = 30 * time.Second
 	how.Pid = func(ctx context.Context) (int, error) {
 		out, err := exec.CommandContext(ctx, docker, "inspect", "--format", "{{.State.Pid}}", name).Output()
 		pid, parseErr := strconv.Atoi(strings.TrimSpace(string(out)))

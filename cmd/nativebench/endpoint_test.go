@@ -4,13 +4,22 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
+
+	"github.com/nativebench/nativebench/httpbackends"
+	"github.com/nativebench/nativebench/internal/plan"
+	"github.com/nativebench/nativebench/internal/results"
 )
 
 // servedName is what that server calls its model.
@@ -44,7 +53,7 @@ func openAIHandler(key string, note func(body map[string]any)) http.Handler {
 		if name == "" {
 			name = servedName
 		}
-		fmt.Fprint(w, `{"data":[{"id":"`+name+`","max_model_len":1024}]}`)
+		fmt.Fprint(w, `{"data":[{"id":"`+name+`","owned_by":"vllm","max_model_len":1024}]}`)
 	})
 	generate := func(w http.ResponseWriter, r *http.Request) {
 		var body map[string]any
@@ -101,9 +110,10 @@ func TestEndpoint(t *testing.T) {
 				if !c.Done() || len(c.Measured()) != 4 {
 					t.Errorf("cell %s: %s, %d records", c.ID, c.State, len(c.Measured()))
 				}
-				// The server is this test: its process is found by its port.
-				if c.Event.Host.PeakRSS <= 0 {
-					t.Errorf("cell %s: the server's memory is not known", c.ID)
+				// The server is this test, which does not look like one: whose
+				// memory would that be, and whose work?
+				if h := c.Event.Host; h.PeakRSS > 0 || h.CPUSeconds > 0 || h.OtherCores >= 0 {
+					t.Errorf("cell %s: %+v of a process that is not known to be the server", c.ID, h)
 				}
 			}
 			if seen != 2 {
@@ -144,33 +154,197 @@ func TestEndpoint(t *testing.T) {
 	}
 }
 
-// An endpoint with a wrong key or another model fails its own cells, in words.
+// An endpoint that cannot work is found out before anything is started or
+// written.
 func TestEndpointThatRefuses(t *testing.T) {
 	t.Setenv("NATIVEBENCH_TEST_KEY", "wrong-one")
-	url, _ := openAIServer(t, "right-one")
+	locked, _ := openAIServer(t, "right-one")
+	mute := httptest.NewServer(http.NotFoundHandler())
+	defer mute.Close()
+	other := httptest.NewServer(openAIHandler("", func(map[string]any) {}))
+	defer other.Close()
+	gone := httptest.NewServer(nil)
+	gone.Close()
+	loading := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "Loading model", http.StatusServiceUnavailable)
+	}))
+	defer loading.Close()
 	for want, flags := range map[string][]string{
-		"401":            {"--api-key-env", "openai=NATIVEBENCH_TEST_KEY"},
-		"is not the key": nil,
+		"it refuses the API key in the variable that --api-key-env openai names":         {"--endpoint", "openai=" + locked, "--api-key-env", "openai=NATIVEBENCH_TEST_KEY"},
+		"it wants an API key: give --api-key-env openai=VARIABLE":                        {"--endpoint", "openai=" + locked},
+		"GET /v1/models answers 404":                                                     {"--endpoint", "openai=" + mute.URL},
+		"is it running there?":                                                           {"--endpoint", "openai=" + gone.URL},
+		"it may be another kind of server":                                               {"--endpoint", "llama-server=" + other.URL + "/v1"},
+		"503: Loading model: waited 600ms for it: see its log, or raise --ready-timeout": {"--endpoint", "openai=" + loading.URL, "--ready-timeout", "600ms"},
 	} {
 		out := filepath.Join(t.TempDir(), "run")
-		code, stdout, stderr := invoke(t, small("fake", out, append(flags, "--endpoint", "openai="+url)...)...)
-		if code != exitCellsFailed {
-			t.Errorf("%s: status %d: %s", want, code, stderr)
+		code, stdout, stderr := invoke(t, small("fake", out, flags...)...)
+		if code != exitUsage || !strings.Contains(stderr, want) || strings.Contains(stdout+stderr, "wrong-one") {
+			t.Errorf("status %d: %s; want %q and no key", code, stderr, want)
 		}
-		if !strings.Contains(stderr, want) || strings.Contains(stdout+stderr, "wrong-one") {
-			t.Errorf("want %q and no key: %s", want, stderr)
+		if _, err := os.Stat(out); err == nil {
+			t.Errorf("%s: a run directory was made", want)
 		}
 	}
 }
 
-func TestListeners(t *testing.T) {
+// A server that is still loading its model is waited for.
+func TestEndpointThatLoads(t *testing.T) {
+	var asked atomic.Int32
+	ready := openAIHandler("", func(map[string]any) {})
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if asked.Add(1) < 3 {
+			http.Error(w, "Loading model", http.StatusServiceUnavailable)
+			return
+		}
+		ready.ServeHTTP(w, r)
+	}))
+	defer srv.Close()
+	out := filepath.Join(t.TempDir(), "run")
+	if code, _, stderr := invoke(t, small("fake", out, "--endpoint", "openai="+srv.URL)...); code != exitOK || !strings.Contains(stderr, "waiting for openai (") {
+		t.Errorf("status %d: %s", code, stderr)
+	}
+}
+
+// Whose memory and work are measured at an endpoint of this machine.
+func TestFind(t *testing.T) {
+	vllm, err := httpbackends.ServerByName("vllm")
+	if err != nil {
+		t.Fatal(err)
+	}
 	url, _ := openAIServer(t, "")
-	if got := listeners(url)(); len(got) != 1 || got[0] != os.Getpid() {
+	if got := listeners(url); len(got) != 1 || got[0] != os.Getpid() {
 		t.Errorf("%s: processes %v, want this one, %d", url, got, os.Getpid())
 	}
+	at := &seat{entry: results.Backend{Endpoint: url}}
+	at.find(vllm)
+	self := fmt.Sprintf("process %d (%s), is not recognisably vllm itself", os.Getpid(), filepath.Base(os.Args[0]))
+	if len(at.pids()) != 0 || !at.hidden || !strings.Contains(strings.Join(at.notes, " "), self) {
+		t.Errorf("a process that is no server: %v, hidden %v, notes %q", at.pids(), at.hidden, at.notes)
+	}
 	for _, elsewhere := range []string{"http://192.0.2.1:80", "http://example.invalid", "not a URL\x7f"} {
-		if got := listeners(elsewhere)(); len(got) != 0 {
-			t.Errorf("%q: processes %v", elsewhere, got)
+		at := &seat{entry: results.Backend{Endpoint: elsewhere}}
+		if at.find(vllm); len(at.pids()) != 0 || at.hidden || len(at.notes) != 0 {
+			t.Errorf("%q: %v, hidden %v, notes %q", elsewhere, at.pids(), at.hidden, at.notes)
+		}
+	}
+
+	// The same program, called as the server is.
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	l.Close()
+	cmd := exec.Command(exe)
+	cmd.Args = []string{"/opt/bin/vllm", "serve", "/models/x"}
+	cmd.Env = append(os.Environ(), containerPort+"="+port)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}()
+	for range 1000 {
+		if conn, err := net.Dial("tcp", "127.0.0.1:"+port); err == nil {
+			conn.Close()
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	at = &seat{entry: results.Backend{Endpoint: "http://127.0.0.1:" + port}}
+	at.find(vllm)
+	named := fmt.Sprintf("process %d (vllm)", cmd.Process.Pid)
+	if got := at.pids(); !slices.Equal(got, []int{cmd.Process.Pid}) || at.hidden || !strings.Contains(strings.Join(at.notes, " "), named) {
+		t.Errorf("%v, hidden %v, notes %q; want process %d", got, at.hidden, at.notes, cmd.Process.Pid)
+	}
+}
+
+func TestSoundsLike(t *testing.T) {
+	for served, key := range map[string]string{
+		"gpt2": "gpt2", "openai-community/gpt2": "gpt2", "/models/GPT2": "gpt2", "microsoft/phi-2": "phi-2",
+		"meta-llama/Llama-2-7b-chat-hf": "llama-2-7b-chat", "mistralai/Mistral-7B-Instruct-v0.1": "mistral-7b-instruct",
+	} {
+		m, err := plan.ModelByKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !soundsLike(served, m) {
+			t.Errorf("%s is not taken for %s", served, key)
+		}
+		if soundsLike("mistral-7b", m) {
+			t.Errorf("mistral-7b is taken for %s", key)
+		}
+	}
+}
+
+// A server with another model's name is driven, and that it has it is said.
+func TestEndpointOfAnotherName(t *testing.T) {
+	url, _ := openAIServer(t, "")
+	out := filepath.Join(t.TempDir(), "run")
+	code, stdout, stderr := invoke(t, small("fake", out, "--endpoint", "openai="+url, "--route", "chat", "--format", "terminal")...)
+	want := `openai calls its model "some-model": that does not say that it is gpt2`
+	plain := strings.Join(strings.Fields(stdout), " ")
+	if code != exitOK || !strings.Contains(stderr, want) || !strings.Contains(plain, want) || !strings.Contains(plain, `model "some-model"`) {
+		t.Errorf("status %d: %s\n%s", code, stderr, stdout)
+	}
+	if strings.Contains(plain, "native got the prompts") {
+		t.Errorf("native was not asked: %s", stdout)
+	}
+	if len(readRun(t, out).Manifest.PromptTokens["gpt2"]) == 0 || !strings.Contains(plain, "prompt tokens differ from our tokenizer's in 4 of 4 requests, by -") {
+		t.Errorf("the server says that it read 7 tokens of each prompt: %s", stdout)
+	}
+}
+
+// What is known of a server by the Python environment it is started from.
+func TestPythonEnvironment(t *testing.T) {
+	env := t.TempDir()
+	packages := filepath.Join(env, "lib", "python3.12", "site-packages")
+	for _, dir := range []string{"transformers-5.23.0.dist-info", "transformers_stream-1.dist-info", "twice-1.dist-info", "twice-2.dist-info"} {
+		if err := os.MkdirAll(filepath.Join(packages, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, want := range map[string]string{"transformers": "5.23.0", "torch": "", "twice": ""} {
+		if got := distribution(env, name); got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+	t.Setenv("VLLM_B", "1")
+	t.Setenv("VLLM_A", "2")
+	t.Setenv("VLLM_GONE", "3")
+	if got := letThrough([]string{"VLLM_B=1", "VLLM_A=2", "VLLM_SET=by us", "HOME=/"}, "VLLM_"); !slices.Equal(got, []string{"VLLM_A=2", "VLLM_B=1"}) {
+		t.Errorf("let through: %q", got)
+	}
+}
+
+// Runs that begin in the same second get directories of their own.
+func TestDefaultNameIsFree(t *testing.T) {
+	t.Chdir(t.TempDir())
+	args := []string{"run", "--backend", "fake", "--task", "chat", "--mode", "sync", "--repeat", "1", "--requests", "1", "--format", "none"}
+	const runs = 4
+	for range runs { // some of them within one second
+		if code, _, stderr := invoke(t, args...); code != exitOK {
+			t.Fatalf("status %d: %s", code, stderr)
+		}
+	}
+	if list, err := os.ReadDir("runs"); err != nil || len(list) != runs {
+		t.Errorf("%v, %v: want %d directories", list, err, runs)
+	}
+	s := setup{out: "runs/x", ownName: true}
+	for _, want := range []string{"runs/x", "runs/x-2", "runs/x-3"} {
+		s.out = "runs/x" // as if checked at the same time
+		w, err := s.create(&results.Manifest{Schema: results.Schema})
+		if err != nil || s.out != want {
+			t.Fatalf("%s, %v; want %s", s.out, err, want)
+		}
+		if err := w.Close(); err != nil {
+			t.Error(err)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -37,6 +38,9 @@ type execution struct {
 // result; an error means that results cannot be kept any more.
 func (x *execution) run(todo []int) (err error) {
 	x.seats = newSeats(x.place)
+	for name, at := range x.attached {
+		x.seats.taken[name] = &keptSeat{seat: at, model: x.plan.Models[0]} // there is one: checkServers
+	}
 	x.seats.alone = (hasGPU() || len(x.gpus.used) > 0) && x.engine.GPULayers != 0
 	x.seats.gpus, x.seats.stopped = x.gpus, x.noteReleased
 	x.left = len(todo)
@@ -87,27 +91,11 @@ func (x *execution) pause(d time.Duration) bool {
 	return false
 }
 
-// place says where a backend serves a model.
+// place says where a backend serves a model, while the run is on.
 func (x *execution) place(name, modelKey string) place {
-	return x.setup.place(name, modelKey, x.w.LogDir())
-}
-
-// place says where a backend serves a model; its log goes into logDir.
-func (s *setup) place(name, modelKey, logDir string) place {
-	p := place{
-		engineDir: s.engineDir, slots: s.slots(),
-		endpoint: s.plan.Endpoints[name], servedModel: s.plan.ServedModels[name], keyVariable: s.plan.KeyVariables[name],
-		docker: s.plan.Launch == launchDocker,
-		chat:   s.plan.Route == "chat", prefixCache: s.plan.PrefixCache, insecure: s.plan.Insecure,
-	}
-	p.model, _ = plan.ModelByKey(modelKey) // the plan was validated
-	if m := s.models[modelKey]; m != nil {
-		p.weights, p.context = m.file, m.context
-	} else {
-		p.context = s.plan.SlotContext(p.model)
-	}
-	p.engine = s.engine.Resolve(p.slots, p.context)
-	p.log = filepath.Join(logDir, name+"."+modelKey+".log")
+	p := x.setup.place(name, modelKey)
+	p.log = filepath.Join(x.w.LogDir(), name+"."+modelKey+".log")
+	p.say = x.show.phase
 	return p
 }
 
@@ -190,6 +178,7 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 		Info: func(info bench.Info) {
 			entry := seat.entry
 			entry.Info = info
+			entry.Notes = append(slices.Clip(entry.Notes), seat.notes...)
 			keepErr = x.noteBackend(entry, started)
 			if warmups == 0 {
 				watch.Mark()
@@ -214,7 +203,7 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 	ev, err := runner.Supervise(x.stop.ctx, drain, child)
 	ev.Warnings = append(warnings, ev.Warnings...)
 	if watch != nil {
-		use, busy, watchErr := watch.Stop(ev.WindowNS, x.machine.Cores)
+		use, busy, watchErr := watch.Stop(ev.WindowNS, x.machine.Cores, seat.hidden)
 		ev.Host = use
 		ev.Warnings = append(ev.Warnings, busy...)
 		if ev.State != results.CellDone {

@@ -30,10 +30,11 @@ func planFlags() []cli.Flag {
 		&cli.StringFlag{Name: "prompts", Category: flagsWhat, Usage: "`FILE`: your own prompts, as JSON lines with \"prompt\", or a ShareGPT file"},
 		&cli.StringFlag{Name: "vocab", Category: flagsWhat, Usage: "`FILE`: a GGUF file with the model's vocabulary, to count prompts with where no backend has its weights here", DefaultText: "of those that come with the engine"},
 		&cli.IntFlag{Name: "max-tokens", Category: flagsWhat, Usage: "cap of output tokens; 0: the sampling table's, in a sweep 32"},
-		&cli.StringSliceFlag{Name: "endpoint", Category: flagsServers, Usage: "`NAME=URL`: drive that server of kind NAME, which runs already, instead of starting one; adds NAME to --backends"},
+		&cli.StringSliceFlag{Name: "endpoint", Category: flagsServers, Usage: "`NAME=URL`: drive that server of kind NAME, which runs already, instead of starting one; adds NAME to --backends. A /v1 at the end is dropped"},
 		&cli.StringSliceFlag{Name: "served-model", Category: flagsServers, Usage: "`NAME=MODEL`: what the server at --endpoint NAME calls the model, if it serves several"},
 		&cli.StringSliceFlag{Name: "api-key-env", Category: flagsServers, Usage: "`NAME=VARIABLE`: environment variable with the API key of --endpoint NAME; the key itself is kept nowhere"},
-		&cli.StringFlag{Name: "launch", Category: flagsServers, Value: launchProcess, Usage: "`HOW`: to start servers without an endpoint: process, docker (vllm and tgi in their pinned images, the others as processes), none"},
+		&cli.StringFlag{Name: "launch", Category: flagsServers, Value: launchProcess, Usage: "`HOW`: to start servers without an endpoint: process, docker (vllm and tgi in their pinned images, which need a GPU; the others as processes), none"},
+		&cli.DurationFlag{Name: "ready-timeout", Category: flagsServers, Value: readyTimeout, Usage: "time limit for a server to become ready and make a token: one that is started here, or one at an --endpoint that is still loading its model"},
 		&cli.StringFlag{Name: "route", Category: flagsServers, Value: "completions", Usage: "`ROUTE`: completions (the prompt is rendered here, so that all get the same text), chat (the server renders it)"},
 		&cli.BoolFlag{Name: "prefix-cache", Category: flagsServers, Usage: "let servers reuse the KV cache of earlier prompts"},
 		&cli.BoolFlag{Name: "no-verify", Category: flagsHow, Usage: "do not check first, with a few prompts, that all backends run the same model"},
@@ -175,6 +176,30 @@ func applyOneFlag(c *cli.Context, name string, p *plan.Plan) {
 	case "cache-type":
 		p.Engine.CacheType = c.String(name)
 	}
+}
+
+// checkValues refuses values that would be read otherwise than meant. A URL is
+// not quoted: it may hold a password.
+func checkValues(c *cli.Context) error {
+	for _, flag := range []string{"weights", "hf-dir", "prompts", "engine-dir", "out", "resume"} {
+		if strings.Contains(c.String(flag), "://") {
+			return refuse("--%s: a URL stands where a path should: fetch the file and give its path", flag)
+		}
+	}
+	for _, flag := range []string{"endpoint", "served-model", "api-key-env"} {
+		seen := map[string]bool{}
+		for _, pair := range c.StringSlice(flag) {
+			name, _, _ := strings.Cut(pair, "=")
+			switch {
+			case strings.Contains(name, "://"):
+				return refuse("--%s: a URL stands where NAME= should: write --%s NAME=…, for example --endpoint vllm=http://127.0.0.1:8000", flag, flag)
+			case seen[name]:
+				return refuse("--%s %s: given twice; give it once (two servers of one kind are two runs: nativebench report DIR DIR sets them side by side)", flag, name)
+			}
+			seen[name] = true
+		}
+	}
+	return nil
 }
 
 // pairs takes NAME=VALUE apart; what has no "=" gets the value "", which

@@ -164,12 +164,15 @@ func (g gpuSet) waitFree(ctx context.Context, held []results.GPUHeld) (warnings 
 	return warnings
 }
 
+// releaseWait bounds the wait for memory that a process had on a GPU.
+const releaseWait = 10 * time.Second
+
 // released is waitFree for an engine in the process of a cell, which has ended.
 func (g gpuSet) released(held []results.GPUHeld, uses []results.GPUUse) (warnings []string) {
 	if len(held) == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), stopGrace)
+	ctx, cancel := context.WithTimeout(context.Background(), releaseWait)
 	defer cancel()
 	warnings = g.waitFree(ctx, held)
 	for i := range uses {

@@ -45,7 +45,7 @@ func (s *setup) newManifest(args []string) (*results.Manifest, error) {
 			Sampling: c.Sampling, Expect: expected(c),
 		})
 	}
-	m.PromptCounts = s.counts
+	m.PromptCounts, m.PromptTokens = s.counts, s.tokens
 	for _, key := range s.plan.Models {
 		if f := s.models[key]; f != nil {
 			m.Models = append(m.Models, f.file)

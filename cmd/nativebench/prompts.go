@@ -38,7 +38,7 @@ func (b promptBook) job(c plan.Cell, attempt int) runner.Job {
 
 // makePrompts renders every prompt that the cells may use.
 func (s *setup) makePrompts() error {
-	s.prompts, s.counts, s.countNotes = promptBook{}, nil, nil
+	s.prompts, s.counts, s.countNotes, s.tokens = promptBook{}, nil, nil, map[string]map[string]int{}
 	var own []plan.Prompt
 	if s.plan.PromptFile != "" {
 		var err error
@@ -81,8 +81,42 @@ func (s *setup) makePrompts() error {
 				return err
 			}
 		}
+		s.countPrompts(m, counts)
 	}
 	return nil
+}
+
+// countPrompts keeps the lengths of the prompts of a model's cells, as far as
+// they are known exactly, so that what servers say they read can be held
+// against them.
+func (s *setup) countPrompts(m plan.Model, counts *counter) {
+	recorded := map[string]int{} // BOS included
+	if s.plan.PromptFile == "" && !s.plan.Sweep() {
+		for _, task := range s.plan.Tasks {
+			for _, p := range plan.Prompts(task) {
+				if recorded[p.ID] = p.Tokens[m.Key]; m.AddBOS {
+					recorded[p.ID]++
+				}
+			}
+		}
+	}
+	known := map[string]int{}
+	for _, c := range s.cells {
+		if c.Model != m.Key || !counts.entry.Exact {
+			continue
+		}
+		for _, p := range s.prompts.job(c, 1).Prompts {
+			if _, done := known[p.ID]; done {
+				continue
+			}
+			if n, ok := counts.exactly(p.Text); ok {
+				known[p.ID] = n
+			} else if n := recorded[p.ID]; n > 0 {
+				known[p.ID] = n
+			}
+		}
+	}
+	s.tokens[m.Key] = known
 }
 
 func readPrompts(path string) ([]plan.Prompt, error) {

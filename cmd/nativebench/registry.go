@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/nativebench/nativebench/httpbackends"
 	"github.com/nativebench/nativebench/internal/bench"
@@ -49,7 +50,9 @@ type place struct {
 	endpoint    string // of one that runs already; "": it is started here
 	servedModel string // name to ask that one for; "": what it has
 	keyVariable string
-	docker      bool // in a container, if its row has an image
+	docker      bool              // in a container, if its row has an image
+	wait        time.Duration     // until a server is ready, at most
+	say         func(what string) // tells what takes its time
 	chat        bool
 	prefixCache bool
 	insecure    bool
@@ -70,8 +73,11 @@ type seat struct {
 	spec  any             // for open, as JSON
 	entry results.Backend // Command, Endpoint, Log, StartNS, Settings
 
+	notes []string // for Info: what of it is known here only
+
 	// The rest is nil for an engine in process.
 	pids    func() []int    // roots of its process tree
+	hidden  bool            // it may work on this machine in processes that pids does not tell
 	died    <-chan struct{} // closed when it ended
 	exit    func() string   // how it ended; may be nil
 	lastLog func(n int) []string

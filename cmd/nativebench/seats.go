@@ -11,9 +11,6 @@ import (
 	"github.com/nativebench/nativebench/internal/results"
 )
 
-// stopGrace is how long all servers together may take to end.
-const stopGrace = 10 * time.Second
-
 // startTries is how often in a row a backend may fail to become ready before
 // its further cells are failed without another try.
 const startTries = 2
@@ -51,17 +48,18 @@ type keptSeat struct {
 // it was last used.
 func (s *seats) get(ctx context.Context, b backend, model string) (kept *keptSeat, started bool, died string, err error) {
 	if have := s.taken[b.name]; have != nil {
-		if gone := have.gone(); gone != "" {
-			died = gone
-			s.drop(ctx, b.name)
-		} else if have.model == model {
+		if died = have.gone(); died == "" && have.model == model {
 			return have, false, "", nil
-		} else {
-			s.drop(ctx, b.name)
+		}
+		if err := s.drop(ctx, b.name); err != nil {
+			return nil, false, died, fmt.Errorf("the server of %s could not be stopped: %w", have.model, err)
 		}
 	}
 	if s.alone {
-		for name := range s.taken {
+		for name, other := range s.taken {
+			if other.stop == nil {
+				continue // not started here
+			}
 			if err := s.drop(ctx, name); err != nil {
 				return nil, false, died, fmt.Errorf("%s would share the GPU with %s, which could not be stopped: %w", b.name, name, err)
 			}
@@ -134,29 +132,31 @@ func (k *keptSeat) ended(failures bool) string {
 	return k.gone()
 }
 
+// drop stops a server. One that could not be stopped keeps its seat, so that it
+// is tried again and nothing is started beside it.
 func (s *seats) drop(ctx context.Context, name string) error {
 	have := s.taken[name]
-	delete(s.taken, name)
-	if have == nil || have.stop == nil {
-		return nil
+	if have.stop != nil {
+		if err := have.stop(ctx); err != nil {
+			return err
+		}
 	}
-	err := have.stop(ctx)
 	if len(have.held) > 0 {
 		warnings := s.gpus.waitFree(ctx, have.held)
 		if s.stopped != nil {
 			s.stopped(have, warnings)
 		}
 	}
-	return err
+	delete(s.taken, name)
+	return nil
 }
 
-// close stops all servers, whatever happened before.
+// close stops all servers, whatever happened before. Each has its own time to
+// end (launch.Spec.Grace).
 func (s *seats) close() error {
-	ctx, cancel := context.WithTimeout(context.Background(), stopGrace)
-	defer cancel()
 	var errs []error
 	for name := range s.taken {
-		if err := s.drop(ctx, name); err != nil {
+		if err := s.drop(context.Background(), name); err != nil {
 			errs = append(errs, fmt.Errorf("stopping %s: %w", name, err))
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -17,21 +18,23 @@ import (
 	"time"
 
 	psnet "github.com/shirou/gopsutil/v3/net"
+	"github.com/shirou/gopsutil/v3/process"
 
 	"github.com/nativebench/nativebench/httpbackends"
 	"github.com/nativebench/nativebench/internal/bench"
 	"github.com/nativebench/nativebench/internal/launch"
+	"github.com/nativebench/nativebench/internal/plan"
 	"github.com/nativebench/nativebench/internal/results"
 	"github.com/nativebench/nativebench/internal/telemetry"
 	"github.com/nativebench/nativebench/native"
 	"github.com/nativebench/nativebench/scripts"
 )
 
-// readyTimeout bounds the start of a server: vLLM compiles for a minute and
-// more before it answers.
+// readyTimeout bounds the start of a server, unless --ready-timeout says
+// otherwise: vLLM compiles for a minute and more before it answers.
 const readyTimeout = 10 * time.Minute
 
-// attachTimeout bounds the first token of a server that runs already.
+// attachTimeout bounds one try to get a token of a server that runs already.
 const attachTimeout = 2 * time.Minute
 
 // pythonVar names, with a Python environment's name appended in capitals, the
@@ -46,6 +49,9 @@ func serverBackend(row httpbackends.Server) backend {
 	switch {
 	case row.Program == "":
 		about = fmt.Sprintf("%s that runs already, at --endpoint %s=URL", row.Engine, row.Name)
+		if row.Image != "" {
+			about += "; or started by --launch docker"
+		}
 	case row.Python != "":
 		about = fmt.Sprintf("%s; made ready by `scripts/python-env.sh %s`", row.Engine, row.Python)
 	}
@@ -85,13 +91,16 @@ type serverSpec struct {
 	Context     int    `json:"context,omitempty"`
 	TokenIDs    bool   `json:"token_ids,omitempty"`    // see httpbackends.Config; not for measuring
 	KeyVariable string `json:"key_variable,omitempty"` // environment variable with the API key
+	Version     string `json:"version,omitempty"`      // by the metadata of its Python environment
+	Build       string `json:"build,omitempty"`        // likewise
 }
 
 func (s serverSpec) config(row httpbackends.Server) httpbackends.Config {
 	return httpbackends.Config{
 		Server: row, Endpoint: s.Endpoint, Model: s.Model, Weights: s.Weights, Synthetic: s.Synthetic,
 		Launched: s.Launched, Chat: s.Chat, PrefixCache: s.PrefixCache, Insecure: s.Insecure, Context: s.Context, TokenIDs: s.TokenIDs,
-		APIKey: os.Getenv(s.KeyVariable), // of "" there is none
+		APIKey:  os.Getenv(s.KeyVariable), // of "" there is none
+		Version: s.Version, Build: s.Build,
 	}
 }
 
@@ -101,32 +110,118 @@ func attach(ctx context.Context, row httpbackends.Server, p place) (*seat, error
 		Endpoint: p.endpoint, Model: p.servedModel, Chat: p.chat, PrefixCache: p.prefixCache,
 		Insecure: p.insecure, KeyVariable: p.keyVariable, Context: p.context,
 	}
-	limited, cancel := context.WithTimeout(ctx, attachTimeout)
-	defer cancel()
-	if err := oneToken(limited, spec.config(row)); err != nil {
+	info, err := awaitToken(ctx, spec.config(row), p)
+	if err != nil {
 		return nil, err
 	}
 	metrics, err := metricsOf(spec.config(row))
 	if err != nil {
 		return nil, err
 	}
-	u, err := url.Parse(p.endpoint)
-	return &seat{
-		spec:      spec,
-		entry:     results.Backend{Endpoint: p.endpoint},
-		metrics:   metrics,
-		pids:      listeners(p.endpoint),
-		elsewhere: err != nil || !local(u.Hostname()),
-	}, nil
+	at := &seat{
+		spec:    spec,
+		entry:   results.Backend{Info: info, Endpoint: p.endpoint},
+		metrics: metrics,
+	}
+	at.find(row)
+	return at, nil
 }
 
-// listeners are the processes that listen at an endpoint of this machine, so
-// that their work is not taken for somebody else's; none for one elsewhere, or
+// awaitToken gets a token of a server that runs already; one that is busy, with
+// loading its model for example, is waited for.
+func awaitToken(ctx context.Context, cfg httpbackends.Config, p place) (bench.Info, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.wait)
+	defer cancel()
+	for pause := 250 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
+		limited, cancel := context.WithTimeout(ctx, attachTimeout)
+		info, err := oneToken(limited, cfg)
+		cancel()
+		if bench.ClassOf(err) != bench.Busy {
+			return info, err
+		}
+		p.say(fmt.Sprintf("waiting for %s (%s)", cfg.Server.Name, oneLine(err)))
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return info, fmt.Errorf("%w: waited %s for it: see its log, or raise --ready-timeout", err, p.wait)
+		}
+	}
+}
+
+// soundsLike tells whether a server's name of its model holds that of m.
+func soundsLike(served string, m plan.Model) bool {
+	plain := func(name string) string {
+		return strings.Map(func(r rune) rune {
+			if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
+				return r
+			}
+			return -1
+		}, strings.ToLower(name))
+	}
+	served = plain(served)
+	return strings.Contains(served, plain(m.Key)) || strings.Contains(served, plain(path.Base(m.HubID)))
+}
+
+// find looks for the process of a server that runs already, so that its memory
+// is measured and its work not taken for somebody else's. On this machine only
+// what is recognisably a server of the row counts: what listens may as well
+// hand the requests on (ssh, docker, a proxy).
+func (at *seat) find(row httpbackends.Server) {
+	at.pids = func() []int { return nil }
+	if at.elsewhere = !here(at.entry.Endpoint); at.elsewhere {
+		return
+	}
+	at.hidden = true
+	why := "which process listens there is not told to this user"
+	for _, pid := range listeners(at.entry.Endpoint) {
+		root, what := serverProcess(pid, row)
+		if root == 0 {
+			why = fmt.Sprintf("what listens there, process %d (%s), is not recognisably %s itself", pid, what, row.Name)
+			continue
+		}
+		at.hidden = false
+		at.pids = func() []int { return []int{root} }
+		at.notes = append(at.notes, fmt.Sprintf("memory and CPU time are those of process %d (%s), which listens there, and of its descendants", root, what))
+		return
+	}
+	at.notes = append(at.notes, "its memory is not known, nor whether anything else used this machine: "+why)
+}
+
+// serverProcess is the process of a row's server of which pid is one: itself or
+// the farthest of its ancestors in an unbroken line that are recognisably that;
+// 0: it is none. what is its program.
+func serverProcess(pid int, row httpbackends.Server) (root int, what string) {
+	what = "?"
+	for pid > 1 {
+		p, err := process.NewProcess(int32(pid))
+		if err != nil {
+			break
+		}
+		argv, err := p.CmdlineSlice()
+		if err != nil || len(argv) == 0 {
+			break
+		}
+		if root == 0 {
+			what = filepath.Base(argv[0])
+		}
+		if !row.IsProcess(argv) {
+			break
+		}
+		root, what = pid, filepath.Base(argv[0])
+		parent, err := p.Ppid()
+		if err != nil {
+			break
+		}
+		pid = int(parent)
+	}
+	return root, what
+}
+
+// listeners are the processes that listen at an endpoint of this machine; none
 // where the kernel does not tell (a server of another user).
-func listeners(endpoint string) func() []int {
-	var pids []int
+func listeners(endpoint string) (pids []int) {
 	u, err := url.Parse(endpoint)
-	if err == nil && local(u.Hostname()) {
+	if err == nil {
 		port := u.Port()
 		if port == "" {
 			port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
@@ -138,13 +233,24 @@ func listeners(endpoint string) func() []int {
 			}
 		}
 	}
-	return func() []int { return pids }
+	return pids
 }
 
-// local tells whether a host name is this machine's loopback.
-func local(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
+// here tells whether an endpoint is on this machine.
+func here(endpoint string) bool {
+	u, err := url.Parse(endpoint)
+	if err != nil {
+		return false
+	}
+	ip := net.ParseIP(u.Hostname())
+	if u.Hostname() == "localhost" || ip != nil && ip.IsLoopback() {
+		return true
+	}
+	own, err := net.InterfaceAddrs()
+	return err == nil && slices.ContainsFunc(own, func(a net.Addr) bool {
+		n, ok := a.(*net.IPNet)
+		return ok && ip != nil && n.IP.Equal(ip)
+	})
 }
 
 // launchServer starts a server and waits until it has made a token.
@@ -165,6 +271,7 @@ func launchServer(ctx context.Context, row httpbackends.Server, p place) (*seat,
 		FlashAttn: e.FlashAttn, CacheType: e.CacheType,
 	}
 	settings := p.settings()
+	var notes []string
 	if row.Weights == httpbackends.HuggingFace {
 		start.Model, settings = p.weights.HFPath, nil // the row's command line says what it is given
 		if start.Script, err = transformersScript(); err != nil {
@@ -178,9 +285,18 @@ func launchServer(ctx context.Context, row httpbackends.Server, p place) (*seat,
 		Model: p.model.Key, Weights: start.Model, Synthetic: p.weights.Synthetic, Launched: true,
 		Chat: p.chat, PrefixCache: p.prefixCache, Context: p.context,
 	}
+	if row.Distribution != "" && !inContainer {
+		spec.Version, spec.Build = distribution(pythonDir(row.Python), row.Distribution), distribution(pythonDir(row.Python), "torch")
+		if spec.Build != "" {
+			spec.Build = "torch " + spec.Build
+		}
+	}
+	if row.NamedByPath {
+		spec.Model = "" // whatever it is called
+	}
 	var argv []string
 	how := launch.Spec{
-		Name: row.Name, LogPath: p.log, Health: row.Health, ReadyTimeout: readyTimeout,
+		Name: row.Name, LogPath: p.log, Health: row.Health, ReadyTimeout: p.wait,
 		Argv: func(port int) ([]string, error) {
 			start.Port = port
 			argv, err = row.Argv(start)
@@ -188,15 +304,22 @@ func launchServer(ctx context.Context, row httpbackends.Server, p place) (*seat,
 		},
 		Ready: func(ctx context.Context, endpoint string) error {
 			spec.Endpoint = endpoint
-			return oneToken(ctx, spec.config(row))
+			_, err := oneToken(ctx, spec.config(row))
+			return err
 		},
 	}
 	if inContainer {
 		if err := contain(&how, row, start, &argv); err != nil {
 			return nil, err
 		}
+		if err := pull(ctx, row.Image, p.log, p.say); err != nil {
+			return nil, err
+		}
 	} else if row.Environ != nil {
 		how.Env = row.Environ(start, os.Environ())
+		if let := letThrough(how.Env, row.EnvPrefix); len(let) > 0 {
+			notes = append(notes, "started with these variables of the environment: "+strings.Join(let, " "))
+		}
 	}
 	server, err := launch.Start(ctx, how)
 	if err != nil {
@@ -218,6 +341,7 @@ func launchServer(ctx context.Context, row httpbackends.Server, p place) (*seat,
 		kvPool:    kvPool,
 		kvElement: kvElement,
 		metrics:   metrics,
+		notes:     notes,
 		entry: results.Backend{
 			Command: argv, Endpoint: server.Endpoint(), Log: p.log,
 			StartNS: server.StartToReady().Nanoseconds(), Settings: settings,
@@ -241,36 +365,66 @@ func metricsOf(cfg httpbackends.Config) (telemetry.Probe, error) {
 
 // oneToken asks a server for one token: a health route may answer long before
 // the model does.
-func oneToken(ctx context.Context, cfg httpbackends.Config) error {
+func oneToken(ctx context.Context, cfg httpbackends.Config) (info bench.Info, err error) {
 	b, err := httpbackends.Open(ctx, cfg)
 	if err != nil {
-		return err
+		return info, err
 	}
 	defer b.Close()
+	info = b.Info()
 	s, err := b.NewSession(bench.Limits{PromptBytes: 16, PromptTokens: 16, OutputTokens: 1})
 	if err != nil {
-		return err
+		return info, err
 	}
 	defer s.Close()
 	const hello = "Hello"
 	req := &bench.Request{Prompt: hello, Message: hello, Sampling: bench.Sampling{TopP: 1, MaxTokens: 1, Seed: 1}}
 	if err := s.Prepare(req); err != nil {
-		return err
+		return info, err
 	}
 	if err := s.Generate(ctx, bench.NewTrace(1)); err != nil && bench.ClassOf(err) != bench.Empty {
 		// Empty: the one token was end-of-sequence, or a part of a character.
-		return fmt.Errorf("%s answers, but makes no token: %w", cfg.Server.Name, err)
+		return info, fmt.Errorf("%s at %s answers, but makes no token: %w", cfg.Server.Name, cfg.Endpoint, err)
 	}
-	return nil
+	return info, nil
+}
+
+// letThrough are the variables with that prefix, in order, that this process
+// has and env has as well.
+func letThrough(env []string, prefix string) (list []string) {
+	if prefix == "" {
+		return nil
+	}
+	for _, kv := range os.Environ() {
+		if strings.HasPrefix(kv, prefix) && slices.Contains(env, kv) {
+			list = append(list, kv)
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+// distribution is the version of a package in a Python environment, by the name
+// of its metadata directory (PyPA, recording installed projects); "" if it is
+// not there, or there twice.
+func distribution(env, name string) string {
+	found, _ := filepath.Glob(filepath.Join(env, "lib", "python3*", "site-packages", name+"-*.dist-info"))
+	if len(found) != 1 {
+		return ""
+	}
+	return strings.TrimSuffix(strings.TrimPrefix(filepath.Base(found[0]), name+"-"), ".dist-info")
 }
 
 // cpuType is in what servers of Hugging Face weights compute on a CPU: many
 // have no fast kernels for f16 there.
 const cpuType = "f32"
 
+// gpuDevices are the files of NVIDIA's GPUs; a test has others.
+var gpuDevices = "/dev/nvidia[0-9]*"
+
 // hasGPU tells whether there is an NVIDIA GPU for PyTorch to find.
 func hasGPU() bool {
-	found, _ := filepath.Glob("/dev/nvidia[0-9]*")
+	found, _ := filepath.Glob(gpuDevices)
 	return len(found) > 0
 }
 
@@ -279,6 +433,8 @@ func hasGPU() bool {
 func programOf(row httpbackends.Server, engineDir string) (string, error) {
 	dir, advice := engineDir, fmt.Sprintf("run `make engine` to build it, set %s to its folder", native.EnvDir)
 	switch {
+	case row.Program == "" && row.Image != "":
+		return "", fmt.Errorf("%s is started in a container only: give --launch docker, or --endpoint %s=URL of one that runs, or choose other --backends", row.Name, row.Name)
 	case row.Program == "":
 		return "", fmt.Errorf("%s is not started by nativebench: give --endpoint %s=URL of one that runs, or choose other --backends", row.Name, row.Name)
 	case row.Python != "":

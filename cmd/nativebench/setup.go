@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -44,7 +45,9 @@ type setup struct {
 	format      string
 	yes         bool
 
-	inTurn bool // one backend is loaded at a time
+	inTurn  bool          // one backend is loaded at a time
+	ownName bool          // out is not of --out
+	wait    time.Duration // until a server is ready, at most
 
 	resumed      *results.Run      // what is there already; nil for a new run
 	resumedPaths map[string]string // the weights it began with, by model
@@ -54,8 +57,10 @@ type setup struct {
 	graphics     graphics          // their memory
 	models       map[string]*model // by key; of backends that hold weights
 	prompts      promptBook
+	attached     map[string]*seat      // endpoints in use, by backend; they have made a token
 	counts       []results.PromptCount // how they were counted, by model
 	countNotes   []string
+	tokens       map[string]map[string]int // of the prompts, by model and id, where exact
 }
 
 // newSetup reads the flags onto base, the plan that they change.
@@ -64,7 +69,7 @@ func newSetup(c *cli.Context, known registry, base plan.Plan) *setup {
 		known: known, plan: base,
 		engineDir: c.String("engine-dir"), weights: c.String("weights"), weightsFlag: "--weights", hfDir: absolute(c.String("hf-dir")), dtype: c.String("dtype"),
 		layers: c.Int("layers"), width: c.Int("width"),
-		out: c.String("out"), format: c.String("format"), yes: c.Bool("yes"),
+		out: c.String("out"), format: c.String("format"), yes: c.Bool("yes"), wait: c.Duration("ready-timeout"),
 	}
 	applyPlanFlags(c, &s.plan)
 	if s.weights != synthetic {
@@ -77,9 +82,19 @@ func newSetup(c *cli.Context, known registry, base plan.Plan) *setup {
 		s.engineDir = native.DefaultDir()
 	}
 	if s.out == "" {
-		s.out = filepath.Join("runs", time.Now().UTC().Format("20060102-150405")+"-"+strings.Join(s.plan.Models, "+"))
+		s.out, s.ownName = freeName(filepath.Join("runs", time.Now().UTC().Format("20060102-150405")+"-"+strings.Join(s.plan.Models, "+"))), true
 	}
 	return s
+}
+
+// freeName is the name, with the first number appended under which nothing is
+// there yet.
+func freeName(name string) string {
+	for free, n := name, 2; ; free, n = fmt.Sprintf("%s-%d", name, n), n+1 {
+		if _, err := os.Lstat(free); err != nil {
+			return free
+		}
+	}
 }
 
 // absolute makes a path that stays right when a run is resumed elsewhere.
@@ -104,6 +119,9 @@ func (s *setup) check() error {
 	}
 	if err := checkFormat(s.format); err != nil {
 		return err
+	}
+	if s.wait <= 0 {
+		return refuse("--ready-timeout %s: give a time over 0", s.wait)
 	}
 	if s.resumed == nil {
 		if err := checkOut(s.out); err != nil {
@@ -227,8 +245,62 @@ func (s *setup) prepare(ctx context.Context, show *liveLine) error {
 			return err
 		}
 	}
-	return s.makePrompts()
+	if err := s.makePrompts(); err != nil {
+		return err
+	}
+	return s.reach(ctx, show)
 }
+
+// place says where a backend serves a model.
+func (s *setup) place(name, modelKey string) place {
+	p := place{
+		engineDir: s.engineDir, slots: s.slots(), wait: s.wait, say: func(string) {},
+		endpoint: s.plan.Endpoints[name], servedModel: s.plan.ServedModels[name], keyVariable: s.plan.KeyVariables[name],
+		docker: s.plan.Launch == launchDocker,
+		chat:   s.plan.Route == "chat", prefixCache: s.plan.PrefixCache, insecure: s.plan.Insecure,
+	}
+	p.model, _ = plan.ModelByKey(modelKey) // the plan was validated
+	if m := s.models[modelKey]; m != nil {
+		p.weights, p.context = m.file, m.context
+	} else {
+		p.context = s.plan.SlotContext(p.model)
+	}
+	p.engine = s.engine.Resolve(p.slots, p.context)
+	return p
+}
+
+// reach makes sure that the endpoints of the cells still to run can generate,
+// before anything is started or written.
+func (s *setup) reach(ctx context.Context, show *liveLine) error {
+	s.attached = map[string]*seat{}
+	for _, c := range s.at(s.todo()) {
+		if s.plan.Endpoints[c.Backend] == "" || s.attached[c.Backend] != nil {
+			continue
+		}
+		b, err := s.known.find(c.Backend)
+		if err != nil {
+			return usageError{err}
+		}
+		p := s.place(c.Backend, c.Model)
+		said := ""
+		p.say = func(what string) {
+			if show.draw(what); what != said {
+				show.line(what)
+				said = what
+			}
+		}
+		at, err := b.ready(ctx, p)
+		show.erase()
+		if err != nil {
+			return refuse("%s", oneLine(err))
+		}
+		s.attached[c.Backend] = at
+	}
+	return nil
+}
+
+// variableName is how variables that hold keys are named; few keys look so.
+var variableName = regexp.MustCompile(`^[A-Z_][A-Z0-9_]*$`)
 
 // checkServers refuses endpoints and routes that cannot be had.
 func (s *setup) checkServers() error {
@@ -252,8 +324,11 @@ func (s *setup) checkServers() error {
 				}
 			case s.plan.Endpoints[name] == "":
 				return refuse("--%s %s: it goes with --endpoint %s=URL", of.flag, name, name)
-			case of.flag == "api-key-env" && os.Getenv(value) == "":
+			case of.flag == "api-key-env" && os.Getenv(value) != "":
+			case of.flag == "api-key-env" && variableName.MatchString(value):
 				return refuse("--api-key-env %s=%s: that variable is not set", name, value)
+			case of.flag == "api-key-env": // perhaps the key itself, which is not repeated
+				return refuse("--api-key-env %s: what follows names no variable that is set: export the key in one and give its name", name)
 			}
 		}
 	}
@@ -270,6 +345,16 @@ func (s *setup) checkServers() error {
 	for _, b := range s.backendsInUse() {
 		switch {
 		case b.server == nil:
+		case s.contained(b) && s.plan.Endpoints[b.name] == "" && b.server.ImageNeedsGPU && (!hasGPU() || s.plan.Engine.GPULayers == 0):
+			why := "this machine has none"
+			if hasGPU() {
+				why = "--gpu-layers 0 forbids it"
+			}
+			other := "--endpoint " + b.name + "=URL of one that runs elsewhere"
+			if b.server.Program != "" {
+				other = "--launch process, or " + other
+			}
+			return refuse("--launch docker: the image of %s, %s, works on an NVIDIA GPU only, and %s: give %s", b.name, b.server.Image, why, other)
 		case s.plan.Launch == launchNone && s.plan.Endpoints[b.name] == "":
 			return refuse("--launch none: %s has no --endpoint %s=URL; give one, or choose other --backends", b.name, b.name)
 		case s.plan.Route == "chat" && b.server.ChatRoute == "":
@@ -297,7 +382,17 @@ func (s *setup) notes() []string {
 				types = append(types, m.file.DType)
 			}
 		}
-		notes = append(notes, fmt.Sprintf("%s: computing in float32, which is what they do best on a CPU; native and llama-server compute with %s weights", strings.Join(names, ", "), strings.Join(types, ", ")))
+		note := strings.Join(names, ", ") + ": computing in float32, which is what they do best on a CPU"
+		var others []string
+		for _, b := range s.holders() {
+			if !slices.Contains(names, b.name) {
+				others = append(others, b.name)
+			}
+		}
+		if len(others) > 0 {
+			note += fmt.Sprintf("; %s with %s weights", strings.Join(others, ", "), strings.Join(types, ", "))
+		}
+		notes = append(notes, note)
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.plan.Endpoints)) {
 		unchecked := "that its caches are off"
@@ -305,6 +400,11 @@ func (s *setup) notes() []string {
 			unchecked = fmt.Sprintf("that it serves %s with these weights, and with its caches off,", strings.Join(s.plan.Models, ", "))
 		}
 		notes = append(notes, fmt.Sprintf("%s runs at %s and was not started here: %s was not checked", name, s.plan.Endpoints[name], unchecked))
+		if at := s.attached[name]; at != nil {
+			if m, err := plan.ModelByKey(s.plan.Models[0]); err == nil && !soundsLike(at.entry.Model, m) {
+				notes = append(notes, fmt.Sprintf("%s calls its model %q: that does not say that it is %s, as whose its numbers stand here", name, at.entry.Model, m.Key))
+			}
+		}
 	}
 	if s.plan.NoVerify && len(s.plan.Backends) > 1 {
 		notes = append(notes, "that the backends run the same model was not checked (--no-verify)")
@@ -319,7 +419,11 @@ func (s *setup) notes() []string {
 		notes = append(notes, "servers may reuse the KV cache of earlier prompts (--prefix-cache); native never does, so first tokens compare different work")
 	}
 	if s.plan.Route == "chat" {
-		notes = append(notes, "servers were asked through their chat route and rendered the prompts by their own templates; native got the prompts rendered here")
+		note := "servers were asked through their chat route and rendered the prompts by their own templates"
+		if slices.Contains(s.plan.Backends, "native") {
+			note += "; native got the prompts rendered here"
+		}
+		notes = append(notes, note)
 	}
 	return notes
 }

@@ -223,7 +223,11 @@ func (s *setup) askBackends(ctx context.Context, how questions, show *liveLine) 
 	}
 	defer closeLog()
 	model := s.plan.Models[0]
-	ready := newSeats(func(name, modelKey string) place { return s.place(name, modelKey, s.out) })
+	ready := newSeats(func(name, modelKey string) place {
+		p := s.place(name, modelKey)
+		p.log = filepath.Join(s.out, name+"."+modelKey+".log")
+		return p
+	})
 	defer func() {
 		if stopErr := ready.close(); stopErr != nil {
 			show.line("warning: " + stopErr.Error())

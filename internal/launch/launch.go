@@ -33,7 +33,7 @@ type Spec struct {
 	Host         string        // where it will listen; empty: 127.0.0.1
 	Port         int           // 0: a free one
 	Health       string        // URL path that answers 200 once it is ready
-	ReadyTimeout time.Duration // 0: 5 minutes
+	ReadyTimeout time.Duration // of Health, Ready and Pid together; 0: 5 minutes
 	// Ready, if not nil, is asked once Health has answered, at the server's
 	// base URL: a server may answer before it can do its work. Its error is
 	// Start's.
@@ -55,7 +55,7 @@ type Server struct {
 	spec  Spec
 	port  int
 	cmd   *exec.Cmd
-	done  chan struct{} // closed once the process is waited for
+	done  chan struct{} // closed once the process has ended; Stop reaps it
 	exit  string        // how it ended; read after done
 	ready time.Duration
 	guard io.WriteCloser // stdin of the guard, nil if there is none
@@ -142,14 +142,15 @@ func start(ctx context.Context, spec Spec, port int) (*Server, error) {
 		return nil, fmt.Errorf("cannot start %s: %w", spec.Name, err)
 	}
 	s.guard = startGuard(s.cmd.Process.Pid, spec.Remove)
-	err = s.await(ctx)
+	limited, cancel := context.WithTimeoutCause(ctx, spec.ReadyTimeout, errNotReady)
+	defer cancel()
+	err = s.await(limited)
 	if err == nil && spec.Ready != nil {
-		limited, cancel := context.WithTimeout(ctx, spec.ReadyTimeout)
-		err = spec.Ready(limited, s.Endpoint())
-		cancel()
+		err = s.overdue(limited, spec.Ready(limited, s.Endpoint()))
 	}
 	if err == nil && spec.Pid != nil {
-		s.inner, err = spec.Pid(ctx)
+		s.inner, err = spec.Pid(limited)
+		err = s.overdue(limited, err)
 	}
 	if err != nil {
 		// The log is read before Stop adds the server's farewell to it.
@@ -163,10 +164,21 @@ func start(ctx context.Context, spec Spec, port int) (*Server, error) {
 	return s, nil
 }
 
+// overdue says of an error of the last steps that it came from the time limit.
+func (s *Server) overdue(ctx context.Context, err error) error {
+	if err == nil || !errors.Is(context.Cause(ctx), errNotReady) {
+		return err
+	}
+	return fmt.Errorf("%s was not ready after %s (GET %s answered, but: %w): see its log, or raise --ready-timeout", s.spec.Name, s.spec.ReadyTimeout, s.spec.Health, err)
+}
+
 // run starts the process and waits for its end, all on one OS thread: the
 // signal that Linux sends to a child whose parent dies follows the thread that
 // made the child (prctl(2), PR_SET_PDEATHSIG; golang.org/issue/27505), so that
 // thread has to live as long as the server.
+//
+// The process stays a zombie until Stop reaps it: as long, its number is given
+// to no other process or group, and signals to it reach nobody else.
 func (s *Server) run(started chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -175,10 +187,7 @@ func (s *Server) run(started chan<- error) {
 	if err != nil {
 		return
 	}
-	// The error repeats what ProcessState says; with a file as output there is
-	// no other.
-	_ = s.cmd.Wait()
-	s.exit = s.cmd.ProcessState.String()
+	s.exit = awaitExit(s.cmd.Process.Pid)
 	close(s.done)
 }
 
@@ -213,10 +222,9 @@ func (g *guard) Close() error {
 	return errors.Join(err, g.WriteCloser.Close(), g.cmd.Wait())
 }
 
-// await polls the health path until it answers 200.
+// await polls the health path until it answers 200. ctx ends with errNotReady
+// when that has taken too long.
 func (s *Server) await(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, s.spec.ReadyTimeout, errNotReady)
-	defer cancel()
 	probing, endProbe := context.WithCancel(ctx)
 	defer endProbe()
 	go func() { // nobody waits for an answer of the dead
@@ -252,7 +260,7 @@ func (s *Server) await(ctx context.Context) error {
 		case <-time.After(pause):
 		case <-ctx.Done():
 			if errors.Is(context.Cause(ctx), errNotReady) {
-				return fmt.Errorf("%s was not ready after %s (GET %s: %s): see its log, or give it more time", s.spec.Name, s.spec.ReadyTimeout, s.spec.Health, answer)
+				return fmt.Errorf("%s was not ready after %s (GET %s: %s): see its log, or raise --ready-timeout", s.spec.Name, s.spec.ReadyTimeout, s.spec.Health, answer)
 			}
 			return fmt.Errorf("%s was not ready when the start was given up: %w", s.spec.Name, context.Cause(ctx))
 		}
@@ -321,15 +329,17 @@ func (s *Server) PIDs() []int {
 	return pids
 }
 
-// Root returns the processes from which all others of the server descend, its
-// own and, if there is one, Spec.Pid's, or nothing once it has ended. Unlike PIDs it costs nothing.
+// Root returns the process from which all that do the server's work descend:
+// Spec.Pid's, if there is one (the process started is then a mere client, of
+// docker for example, and a descendant of this process), else its own; nothing
+// once it has ended. Unlike PIDs it costs nothing.
 func (s *Server) Root() []int {
 	select {
 	case <-s.done:
 		return nil
 	default:
 		if s.inner > 0 {
-			return []int{s.cmd.Process.Pid, s.inner}
+			return []int{s.inner}
 		}
 		return []int{s.cmd.Process.Pid}
 	}
@@ -386,24 +396,36 @@ func (s *Server) Stop(ctx context.Context) error {
 	if s.guard != nil {
 		_ = s.guard.Close() // nothing is left for it to do
 	}
+	// Last: the number may now be another's. The error repeats what exit says.
+	_ = s.cmd.Wait()
 	return nil
 }
 
 // removeLimit bounds Spec.Remove.
 const removeLimit = time.Minute
 
-// remove runs Spec.Remove.
+// remove runs Spec.Remove until nothing is left of what it removes; a removal
+// that is under way already (docker run --rm begins one itself) is waited for.
 func (s *Server) remove(ctx context.Context) error {
 	if len(s.spec.Remove) == 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeLimit)
 	defer cancel()
-	said, err := exec.CommandContext(ctx, s.spec.Remove[0], s.spec.Remove[1:]...).CombinedOutput()
-	if err != nil && !strings.Contains(string(said), "No such container") {
-		return fmt.Errorf("%s has ended, but what it ran in may be left: %s: %w (%s): remove it by hand", s.spec.Name, strings.Join(s.spec.Remove, " "), err, strings.TrimSpace(string(said)))
+	for {
+		said, err := exec.CommandContext(ctx, s.spec.Remove[0], s.spec.Remove[1:]...).CombinedOutput()
+		text := strings.TrimSpace(string(said))
+		switch {
+		case err == nil || strings.Contains(text, "No such container"):
+			return nil
+		case !strings.Contains(text, "already in progress") || ctx.Err() != nil:
+			return fmt.Errorf("%s has ended, but what it ran in may be left: %s: %w (%s): remove it by hand", s.spec.Name, strings.Join(s.spec.Remove, " "), err, text)
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+		}
 	}
-	return nil
 }
 
 // freePort returns a port that nobody listens on at the moment.

@@ -228,8 +228,16 @@ func TestServerThatEndsByItself(t *testing.T) {
 	if got := s.LastLog(1); !slices.Equal(got, []string{"giving up"}) {
 		t.Errorf("last line = %q", got)
 	}
+	// Until Stop its number is given to nobody else.
+	root := s.cmd.Process.Pid
+	if p, ok := readProcess(root); !ok || p.state != 'Z' || p.parent != os.Getpid() {
+		t.Errorf("process %d after its end: %+v, %v: want it kept for Stop to reap", root, p, ok)
+	}
 	if err := s.Stop(t.Context()); err != nil {
 		t.Error(err)
+	}
+	if p, ok := readProcess(root); ok && p.parent == os.Getpid() {
+		t.Errorf("process %d after Stop: %+v", root, p)
 	}
 }
 
@@ -254,8 +262,15 @@ func TestStartFails(t *testing.T) {
 			"test-server was not ready after 2s", "status 503", "starting up as serve loading",
 		}},
 		{"hangs before it listens", "mute", func(s *Spec) { s.ReadyTimeout = 2 * time.Second }, []string{
-			"test-server was not ready after 2s", "nothing answered", "starting up as mute",
+			"test-server was not ready after 2s", "nothing answered", "raise --ready-timeout", "starting up as mute",
 		}},
+		{"is never ready for work", "serve", func(s *Spec) {
+			s.ReadyTimeout = 3 * time.Second
+			s.Ready = func(ctx context.Context, _ string) error {
+				<-ctx.Done()
+				return errors.New("no token came")
+			}
+		}, []string{"test-server was not ready after 3s (GET /health answered, but: no token came): see its log, or raise --ready-timeout"}},
 		{"port taken", "serve", func(s *Spec) { s.Port = port }, []string{
 			"cannot start test-server on port " + strconv.Itoa(port), "another program listens there", "choose another port",
 		}},
@@ -411,7 +426,7 @@ func TestReadyPidAndRemove(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := s.Root(); asked != s.Endpoint() || len(got) != 2 || got[1] != 4321 {
+	if got := s.Root(); asked != s.Endpoint() || !slices.Equal(got, []int{4321}) {
 		t.Errorf("asked %q at %q, roots %v", asked, s.Endpoint(), got)
 	}
 	if err := s.Stop(t.Context()); err != nil {
@@ -431,6 +446,23 @@ func TestReadyPidAndRemove(t *testing.T) {
 	}
 	if err := s.Stop(t.Context()); err == nil || !strings.Contains(err.Error(), "daemon is away") {
 		t.Errorf("a removal that fails: %v", err)
+	}
+	// docker run --rm removes the container by itself: then both are at it.
+	count := filepath.Join(t.TempDir(), "count")
+	how.Remove = []string{"/bin/sh", "-c", `echo x >>"$0"
+case $(grep -c x "$0") in
+1 | 2) echo "Error response from daemon: removal of container c is already in progress" >&2 ;;
+*) echo "Error response from daemon: No such container: c" >&2 ;;
+esac
+exit 1`, count}
+	if s, err = Start(t.Context(), how); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Stop(t.Context()); err != nil {
+		t.Errorf("a removal under way: %v", err)
+	}
+	if b, _ := os.ReadFile(count); len(b) != 6 {
+		t.Errorf("a removal under way was not waited for: %q", b)
 	}
 }
 

@@ -7,6 +7,9 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // process is one row of /proc/*/stat (proc_pid_stat(5)).
@@ -75,6 +78,34 @@ func cutLast(s, sep string) (before, after string, found bool) {
 		return s[:i], s[i+len(sep):], true
 	}
 	return s, "", false
+}
+
+// awaitExit waits until a child of this process has ended, leaves it to be
+// reaped, and says how it ended in the words of os.ProcessState.
+func awaitExit(pid int) string {
+	var info unix.Siginfo
+	for {
+		err := unix.Waitid(unix.P_PID, pid, &info, unix.WEXITED|unix.WNOWAIT, nil)
+		if err == nil {
+			break
+		}
+		if err != unix.EINTR {
+			return "its end was missed: " + err.Error()
+		}
+	}
+	// What x/sys leaves unnamed of siginfo_t (sigaction(2)), on 64-bit Linux.
+	status := (*struct {
+		signo, errno, code, _ int32
+		pid, uid, status      int32
+	})(unsafe.Pointer(&info)).status
+	const exited, dumped = 1, 3 // CLD_EXITED, CLD_DUMPED; the other is CLD_KILLED
+	switch info.Code {
+	case exited:
+		return "exit status " + strconv.Itoa(int(status))
+	case dumped:
+		return "signal: " + syscall.Signal(status).String() + " (core dumped)"
+	}
+	return "signal: " + syscall.Signal(status).String()
 }
 
 // merge returns the processes of both, each once.

@@ -247,35 +247,45 @@ func numbersOf(text string) (v []float64) {
 	return v
 }
 
-// comparePrompts remarks when the backends did not count the same number of
-// prompt tokens for the same request: then they were not asked the same.
+// comparePrompts remarks when a backend counted other prompt tokens than native
+// did for the same request, or where native was not asked, than our tokenizer
+// does for the rendered prompt, or than the reference did: then it did not read
+// the same.
 func (s *seat) comparePrompts(ref *seat) {
-	if s == ref {
-		return
-	}
 	type key struct{ repeat, index int }
-	tokens := map[key]int{}
-	for _, c := range ref.cells {
-		for _, r := range c.Measured() {
-			if r.Class == bench.OK && r.PromptTokens > 0 {
-				tokens[key{c.Repeat, r.Index}] = r.PromptTokens
+	tokens, whose := map[key]int{}, ref.backend+"'s"
+	if own := s.load.run.Manifest.PromptTokens[s.load.Model]; ref.backend != reference && len(own) > 0 {
+		whose = "our tokenizer's"
+		for _, c := range s.cells {
+			for _, r := range c.Measured() {
+				tokens[key{c.Repeat, r.Index}] = own[r.Prompt]
 			}
 		}
-	}
-	differ, both, example := 0, 0, ""
-	for _, c := range s.cells {
-		for _, r := range c.Measured() {
-			if want := tokens[key{c.Repeat, r.Index}]; want > 0 && r.Class == bench.OK && r.PromptTokens > 0 {
-				if both++; want != r.PromptTokens {
-					if differ++; differ == 1 {
-						example = fmt.Sprintf("request %d: %d against %d", r.Index, r.PromptTokens, want)
-					}
+	} else if s == ref {
+		return
+	} else {
+		for _, c := range ref.cells {
+			for _, r := range c.Measured() {
+				if r.Class == bench.OK {
+					tokens[key{c.Repeat, r.Index}] = r.PromptTokens
 				}
 			}
 		}
 	}
-	if differ > 0 {
-		s.remarks = append(s.remarks, fmt.Sprintf("prompt tokens differ from %s's in %d of %d requests (%s): not the same prompts", ref.backend, differ, both, example))
+	both := 0
+	var more []int // by how many tokens they differ
+	for _, c := range s.cells {
+		for _, r := range c.Measured() {
+			if want := tokens[key{c.Repeat, r.Index}]; want > 0 && r.Class == bench.OK && r.PromptTokens > 0 {
+				if both++; want != r.PromptTokens {
+					more = append(more, r.PromptTokens-want)
+				}
+			}
+		}
+	}
+	if len(more) > 0 {
+		slices.Sort(more)
+		s.remarks = append(s.remarks, fmt.Sprintf("prompt tokens differ from %s in %d of %d requests, by %+d to %+d (median %+d): not the same prompts", whose, len(more), both, more[0], more[len(more)-1], more[len(more)/2]))
 	}
 }
 

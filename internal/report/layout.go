@@ -147,6 +147,9 @@ func (v *runView) backendText(key string) string {
 				text = append(text, t)
 			}
 		}
+		if b.Endpoint != "" && len(b.Command) == 0 && b.Model != "" {
+			text = append(text, fmt.Sprintf("model %q", b.Model)) // as it calls it
+		}
 		if b.Slots > 0 {
 			text = append(text, count(b.Slots, "slot"))
 		}

@@ -396,7 +396,24 @@ func TestPromptsThatDiffer(t *testing.T) {
 		}})
 	}
 	out := write(t, func(b *bytes.Buffer) error { return Terminal(b, []*results.Run{f.run}, Options{}) })
-	if !strings.Contains(string(out), "prompt tokens differ from native's in 1 of 4 requests") {
+	if plain := strings.Join(strings.Fields(string(out)), " "); !strings.Contains(plain, "prompt tokens differ from native's in 1 of 4 requests, by +1 to +1 (median +1): not the same") {
+		t.Errorf("not said:\n%s", out)
+	}
+}
+
+// Without native, what servers count is held against our own tokenizer.
+func TestPromptsThatDifferFromOurs(t *testing.T) {
+	f := newFixture("runs/x", "vllm")
+	f.add(cellSpec{task: "chat", mode: "sync", backend: "vllm", concurrency: 1, requests: 4, maxTokens: 4})
+	own := map[string]int{}
+	for _, c := range f.run.Cells() {
+		for _, r := range c.Measured() {
+			own[r.Prompt] = r.PromptTokens - 3*r.Index // by 0, 3, 6 and 9 tokens
+		}
+	}
+	f.run.Manifest.PromptTokens = map[string]map[string]int{"gpt2": own}
+	out := write(t, func(b *bytes.Buffer) error { return Terminal(b, []*results.Run{f.run}, Options{}) })
+	if plain := strings.Join(strings.Fields(string(out)), " "); !strings.Contains(plain, "prompt tokens differ from our tokenizer's in 3 of 4 requests, by +3 to +9 (median +6): not the same") {
 		t.Errorf("not said:\n%s", out)
 	}
 }

@@ -36,7 +36,10 @@ type Manifest struct {
 	Models      []Model     `json:"models"`
 	// PromptCounts say, by model, how prompts were counted before they were sent.
 	PromptCounts []PromptCount `json:"prompt_counts,omitempty"`
-	Backends     []Backend     `json:"backends"` // as they answered; filled as they start
+	// PromptTokens are the lengths of the rendered prompts by that count, BOS
+	// included: by model, by id of the prompt. Absent where it is not exact.
+	PromptTokens map[string]map[string]int `json:"prompt_tokens,omitempty"`
+	Backends     []Backend                 `json:"backends"` // as they answered; filled as they start
 	// SameModel is what was found, before measuring, of whether the backends run
 	// the same model; filled as they start. Empty where it was not asked.
 	SameModel []SameModel `json:"same_model,omitempty"`

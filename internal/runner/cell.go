@@ -207,7 +207,12 @@ func (c *cell) request(ctx context.Context, w *worker, i int, p Prompt) {
 	err := c.send(ctx, w, s.trace)
 	s.cut = false
 	for n := 0; n < c.job.Cell.Retries && again(err, s.trace); n++ {
-		if !c.pause(ctx, err, n) {
+		wait := pauseLength(err, n)
+		if limit, ok := ctx.Deadline(); ok && time.Until(limit) < wait {
+			err = bench.Fail(bench.ClassOf(err), "%w; not sent again: the wait of %v before that would end after the time limit of the cell, %v", err, wait.Round(time.Millisecond), c.job.Cell.CellTimeout)
+			break
+		}
+		if !c.pause(ctx, wait) {
 			err, s.cut = c.cutOff(ctx, err, s.trace), true
 			break
 		}
@@ -251,7 +256,7 @@ const (
 )
 
 // pauseLength is how long to wait before retry n, from 0: as long as the server
-// asked, or else longer each time.
+// asked, or else longer each time, up to longestPause.
 func pauseLength(err error, n int) time.Duration {
 	wait := longestPause
 	if n < 10 {
@@ -261,12 +266,12 @@ func pauseLength(err error, n int) time.Duration {
 	if errors.As(err, &f) && f.RetryAfter > 0 {
 		wait = f.RetryAfter
 	}
-	return min(wait, longestPause)
+	return wait
 }
 
-// pause waits before retry n; false when the cell is over before.
-func (c *cell) pause(ctx context.Context, err error, n int) bool {
-	timer := time.NewTimer(pauseLength(err, n))
+// pause waits before a retry; false when the cell is over before.
+func (c *cell) pause(ctx context.Context, wait time.Duration) bool {
+	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {
 	case <-timer.C:

@@ -59,7 +59,7 @@ func TestGPUsAreWatchedBesideTheCell(t *testing.T) {
 	}
 	window[1] = bench.Now()
 	w.Mark()
-	if _, _, err := w.Stop(window, 4); err != nil {
+	if _, _, err := w.Stop(window, 4, false); err != nil {
 		t.Fatal(err)
 	}
 	uses, warnings := w.GPUs(window, first, nil)

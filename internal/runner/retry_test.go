@@ -166,7 +166,7 @@ func (s *busySession) Generate(context.Context, *bench.Trace) error {
 	return f
 }
 
-// The server's word goes before ours, within bounds.
+// The server's word goes before ours.
 func TestPauseLength(t *testing.T) {
 	asked := bench.Fail(bench.Busy, "x")
 	asked.RetryAfter = time.Hour
@@ -178,11 +178,29 @@ func TestPauseLength(t *testing.T) {
 		{errors.New("x"), 0, 100 * time.Millisecond},
 		{errors.New("x"), 3, 800 * time.Millisecond},
 		{errors.New("x"), 99, 30 * time.Second},
-		{asked, 0, 30 * time.Second},
+		{asked, 0, asked.RetryAfter}, // not earlier than asked
 		{&bench.Failure{Class: bench.Busy, RetryAfter: 2 * time.Second}, 5, 2 * time.Second},
 	} {
 		if got := pauseLength(tc.err, tc.n); got != tc.want {
 			t.Errorf("retry %d after %v: %v, want %v", tc.n, tc.err, got, tc.want)
 		}
+	}
+}
+
+// A server that wants to be asked again after the cell's end is not asked again,
+// neither earlier than it said nor by waiting in vain.
+func TestRetryAfterTheCellsEnd(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	calls := 0
+	b := &busyFor{Fake: benchtest.NewFake(benchtest.FakeConfig{}), wait: time.Hour, called: func() { calls++ }}
+	var k keeper
+	ev := RunCell(ctx, nil, retryJob(1, 3), b, k.keep)
+	measured, _ := k.split()
+	if ev.State != results.CellDone || len(measured) != 1 || calls != 1 {
+		t.Fatalf("%d records after %d calls: %+v", len(measured), calls, ev)
+	}
+	if r := measured[0]; r.Class != bench.Busy || r.Retries != 0 || !strings.Contains(r.Error, "not sent again: the wait of 1h0m0s") {
+		t.Errorf("class %q, %d retries, %s", r.Class, r.Retries, r.Error)
 	}
 }

@@ -82,7 +82,7 @@ func TestServerWarnings(t *testing.T) {
 				after[k] = v
 			}
 			p.turn(after)
-			_, _, err := w.Stop(window, 2)
+			_, _, err := w.Stop(window, 2, false)
 			use, warnings := w.Server(window, client)
 			if err != nil || use == nil || use.Scrapes < 3 {
 				t.Fatalf("%+v, %v", use, err)
@@ -116,7 +116,7 @@ func TestASlowServerDelaysNoProbe(t *testing.T) {
 	}
 	close(p.hold)
 	window := [2]int64{1, 2}
-	_, _, err := w.Stop(window, 2)
+	_, _, err := w.Stop(window, 2, false)
 	use, warnings := w.Server(window, Client{})
 	if err != nil || use != nil || len(warnings) != 1 || !strings.Contains(warnings[0], "server: no whole answer") {
 		t.Errorf("%+v, %q, %v", use, warnings, err)

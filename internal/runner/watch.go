@@ -79,8 +79,10 @@ func ask(mark chan<- struct{}) {
 
 // Stop ends the sampling and sums it over the cell's window; the warnings are
 // what a reader of the cell's numbers must know. cores is how many the machine
-// has. The error is the first one of keep.
-func (w *Watcher) Stop(window [2]int64, cores int) (*results.HostUse, []string, error) {
+// has; hidden says that the backend may be at work on it in processes that are
+// not known, so that they cannot be told from others. The error is the first one
+// of keep.
+func (w *Watcher) Stop(window [2]int64, cores int, hidden bool) (*results.HostUse, []string, error) {
 	w.cancel()
 	<-w.ended
 	if w.server != nil {
@@ -100,6 +102,9 @@ func (w *Watcher) Stop(window [2]int64, cores int) (*results.HostUse, []string, 
 	}
 	use := results.HostUse(w.log.Use(telemetry.BackendSubject, window))
 	var warnings []string
+	if hidden {
+		use.OtherCores = -1
+	}
 	if busy := busyWarning(use.OtherCores, use.StealCores, cores); busy != "" {
 		warnings = append(warnings, busy)
 	}
@@ -112,9 +117,13 @@ func (w *Watcher) Stop(window [2]int64, cores int) (*results.HostUse, []string, 
 // busyWarning says that other work ran meanwhile, on this machine or, under a
 // hypervisor, on its neighbours', or "". In cores; -1: not known.
 func busyWarning(other, steal float64, cores int) string {
+	known := other >= 0
 	other, steal = max(other, 0), max(steal, 0)
 	if other+steal < busyCores {
 		return ""
+	}
+	if !known {
+		return fmt.Sprintf("busy machine: the hypervisor gave %.1f of its %d cores to other machines meanwhile", steal, cores)
 	}
 	text := fmt.Sprintf("busy machine: other programs used %.1f of its %d cores meanwhile", other, cores)
 	if steal >= 0.05 {
