@@ -29,7 +29,7 @@ const (
 
 // verifyPlanFlags are the flags of compare that verify takes, too.
 var verifyPlanFlags = []string{
-	"task", "max-tokens", "endpoint", "served-model", "api-key-env", "launch", "route", "insecure", "request-timeout",
+	"task", "max-tokens", "endpoint", "served-model", "api-key-env", "launch", "route", "insecure", "request-timeout", "ready-timeout",
 	"threads", "batch-threads", "ctx", "gpu-layers", "flash-attn", "cache-type",
 }
 

@@ -100,11 +100,17 @@ func TestVerifyIsStopped(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	for len(childrenOf(cmd.Process.Pid)) == 0 && t.Context().Err() == nil { // its fourth answer never comes
-		time.Sleep(2 * time.Millisecond)
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	for len(childrenOf(cmd.Process.Pid)) == 0 { // its fourth answer never comes
+		select {
+		case <-ended:
+			t.Fatalf("it ended before it had started anything:\n%s", out.String())
+		case <-time.After(2 * time.Millisecond):
+		}
 	}
 	cmd.Process.Signal(syscall.SIGINT)
-	cmd.Wait() //nolint:errcheck // its status is looked at
+	<-ended // its status is looked at
 	if code := cmd.ProcessState.ExitCode(); code != exitInterrupted || strings.Contains(out.String(), "panic") {
 		t.Errorf("status %d: %s", code, out.String())
 	}
