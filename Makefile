@@ -95,11 +95,6 @@ python-transformers: ## the pinned Python environment for Transformers and our s
 python-convert: ## the pinned Python environment for the conversion of Hugging Face directories to GGUF
 	@scripts/python-env.sh convert
 
-.PHONY: test-models
-test-models: engine ## llama.cpp's converter and quantizer on the synthetic models, against the GGUF files with the same numbers
-	@NATIVEBENCH_PYTHON_CONVERT=$$(scripts/python-env.sh convert) NATIVEBENCH_ENGINE_DIR=$$(scripts/build-engine.sh --print-dir) \
-		$(GO) test -count=1 -v ./internal/convert
-
 .PHONY: clean
 clean: ## bin/ (the cache stays; `rm -r $(CACHE)` removes it too)
 	rm -rf bin
