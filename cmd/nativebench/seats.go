@@ -136,6 +136,9 @@ func (k *keptSeat) ended(failures bool) string {
 // is tried again and nothing is started beside it.
 func (s *seats) drop(ctx context.Context, name string) error {
 	have := s.taken[name]
+	if have == nil { // it never became ready
+		return nil
+	}
 	if have.stop != nil {
 		if err := have.stop(ctx); err != nil {
 			return err
