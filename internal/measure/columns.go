@@ -47,6 +47,9 @@ type Column struct {
 	// ByLength: it grows or falls with the length of the answers, so backends
 	// that answered at different lengths are not judged by it.
 	ByLength bool
+	// Prefill: it holds the reading of the prompt, so that it is not judged where
+	// a prefix cache that should be off saved some of that.
+	Prefill bool
 
 	// Absent says why the metric is not measured for a group; "" if it is. nil:
 	// always measured.
@@ -62,7 +65,7 @@ const (
 
 	countTrust = "in order of trust: the engine's own; the server's usage; TGI's details; token ids; TGI events; a local tokenizer, marked approximate. Never chunks"
 
-	perRequest = "one value per successful request, warm-up apart, pooled over the repeats"
+	perRequest = "one value per successful request that counts, warm-up apart, pooled over the repeats"
 	perCell    = "one value per repeat"
 )
 
@@ -99,6 +102,21 @@ func streamTokens(g *Group) string {
 		return why
 	}
 	return needsTokens(g)
+}
+
+const noFirst = "so how many came after the first is not known, and time per token and decode speed leave them out"
+
+func needsFirst(g *Group) string {
+	if why := streamTokens(g); why != "" {
+		return why
+	}
+	if k := perEvent(g); k == 0 || oneToken(k) {
+		return ""
+	}
+	return anyRequest(g, "events hold several tokens and do not tell how many: how many came after the first is not known", func(tr *bench.Trace) bool {
+		_, known := afterFirst(tr)
+		return known || len(tr.Marks) < 2
+	})
 }
 
 // anyRequest returns why when there are successful requests and none of them
@@ -167,13 +185,13 @@ func Columns() []Column {
 func latencyColumns() []Column {
 	return []Column{
 		{
-			Key: "e2e", Name: "total latency", Unit: "s", Better: Lower, ByLength: true,
+			Key: "e2e", Name: "total latency", Unit: "s", Better: Lower, Prefill: true, ByLength: true,
 			Definition: "last byte of the answer − t0",
 			Clock:      clockSpan, Window: perRequest,
 			Request: since(func(tr *bench.Trace) int64 { return tr.End }),
 		},
 		{
-			Key: "last_token", Name: "to last token", Unit: "s", Better: Lower, ByLength: true,
+			Key: "last_token", Name: "to last token", Unit: "s", Better: Lower, Prefill: true, ByLength: true,
 			Definition: "tL − t0: as total latency, without what follows the last token (end marks, usage)",
 			Clock:      clockStamps, Window: perRequest, Absent: streamOnly,
 			Request: func(tr *bench.Trace) (float64, bool) {
@@ -184,7 +202,7 @@ func latencyColumns() []Column {
 			},
 		},
 		{
-			Key: "ttft", Name: "first token (P2FT)", Unit: "s", Better: Lower,
+			Key: "ttft", Name: "first token (P2FT)", Unit: "s", Better: Lower, Prefill: true,
 			Definition: "t1 − t0: until the first event with content (over HTTP), or the first token (in process). The experiment's prompt-to-first-token. An empty or role-only event is not a token; first_line holds the experiment's literal wording",
 			Clock:      clockStamps, Window: perRequest, Absent: streamOnly,
 			Request: since((*bench.Trace).FirstToken),
@@ -198,7 +216,7 @@ func latencyColumns() []Column {
 			},
 		},
 		{
-			Key: "first_line", Name: "first SSE line", Unit: "s", Better: Lower,
+			Key: "first_line", Name: "first SSE line", Unit: "s", Better: Lower, Prefill: true,
 			Definition: "first SSE line − t0, whether it has content or not",
 			Clock:      clockStamps, Window: perRequest,
 			Absent: func(g *Group) string {
@@ -210,7 +228,7 @@ func latencyColumns() []Column {
 			Request: since(func(tr *bench.Trace) int64 { return tr.FirstLine }),
 		},
 		{
-			Key: "first_byte", Name: "first byte", Unit: "s", Better: Lower,
+			Key: "first_byte", Name: "first byte", Unit: "s", Better: Lower, Prefill: true,
 			Definition: "first byte of the response, headers included − t0",
 			Clock:      clockStamps, Window: perRequest,
 			Absent: func(g *Group) string {
@@ -220,8 +238,8 @@ func latencyColumns() []Column {
 		},
 		{
 			Key: "tpot", Name: "per token after it", Unit: "s", Better: Lower,
-			Definition: "TPOT = (tL − t1)/(n − 1), for n ≥ 2",
-			Clock:      clockStamps, TokenCount: countTrust, Window: perRequest, Absent: streamTokens,
+			Definition: "TPOT = (tL − t1)/(tokens that arrived after t1): n − 1, or less by what else the first event brought. Not measured where events hold several tokens and do not tell how many",
+			Clock:      clockStamps, TokenCount: countTrust, Window: perRequest, Absent: needsFirst,
 			Request: tpot,
 			Elsewhere: []Tool{
 				{"vLLM bench serve, vllm-bench, sglang bench_serving", "(tL − t0 − TTFT)/(n − 1)"},
@@ -235,7 +253,7 @@ func latencyColumns() []Column {
 			Key: "itl", Name: "between tokens", Unit: "s", Better: Lower,
 			Definition: "ITL: gaps between successive token arrivals. Only where an event is a token (0.95 to 1.05 tokens per event), else see chunk_gap",
 			Clock:      clockStamps, TokenCount: "arrivals, checked against the output tokens: " + countTrust,
-			Window: "all gaps of all successful requests, pooled; compared by each request's own median gap, since gaps of one request depend on each other",
+			Window: "all gaps of all requests that count, pooled; compared by each request's own median gap, since gaps of one request depend on each other",
 			Absent: itlAbsent, Gaps: gaps,
 			Elsewhere: []Tool{
 				{"vLLM bench serve, vllm-bench, sglang bench_serving", "gaps between chunks with a choice, pooled"},
@@ -248,7 +266,7 @@ func latencyColumns() []Column {
 		{
 			Key: "chunk_gap", Name: "between chunks", Unit: "s", Better: Lower,
 			Definition: "gaps between successive events with content, however many tokens they hold",
-			Clock:      clockStamps, Window: "all gaps of all successful requests, pooled",
+			Clock:      clockStamps, Window: "all gaps of all requests that count, pooled",
 			Absent: streamOnly, Gaps: gaps,
 		},
 	}
@@ -257,29 +275,29 @@ func latencyColumns() []Column {
 func speedColumns() []Column {
 	return []Column{
 		{
-			Key: "speed", Name: "generation speed", Unit: "tok/s", Better: Higher,
+			Key: "speed", Name: "generation speed", Unit: "tok/s", Better: Higher, Prefill: true,
 			Definition: "n/(last byte of the answer − t0): the experiment's token generation speed, prefill included. Not measured in sync mode, as the experiment has it; output_rate is the same quotient there",
 			Clock:      clockSpan, TokenCount: countTrust, Window: perRequest, Absent: streamTokens,
 			Request: outputRate,
 		},
 		{
 			Key: "decode_speed", Name: "decode speed", Unit: "tok/s", Better: Higher,
-			Definition: "(n − 1)/(tL − t1): without prefill",
-			Clock:      clockStamps, TokenCount: countTrust, Window: perRequest, Absent: streamTokens,
+			Definition: "(tokens that arrived after t1)/(tL − t1), the inverse of tpot: without prefill",
+			Clock:      clockStamps, TokenCount: countTrust, Window: perRequest, Absent: needsFirst,
 			Request: decodeSpeed,
 			Elsewhere: []Tool{
 				{"llama-bench", "n tokens / time of a decode test (tg): exact, without tokenizer and sampler"},
 			},
 		},
 		{
-			Key: "output_rate", Name: "output rate", Unit: "tok/s", Better: Higher,
+			Key: "output_rate", Name: "output rate", Unit: "tok/s", Better: Higher, Prefill: true,
 			Definition: "n/(last byte of the answer − t0), in either mode. When streaming it equals speed",
 			Clock:      clockSpan, TokenCount: countTrust, Window: perRequest, Absent: needsTokens,
 			Request: outputRate,
 		},
 		{
-			Key: "req_per_s", Name: "requests", Unit: "req/s", Better: Higher, ByLength: true,
-			Definition: "successful requests / (last end − first start)",
+			Key: "req_per_s", Name: "requests", Unit: "req/s", Better: Higher, Prefill: true, ByLength: true,
+			Definition: "requests that count / (last end − first start): what failed, was sent again or is left out for a warning took its time of the window and is not counted",
 			Clock:      clockCell, Window: "the whole cell with ramp and drain; " + perCell,
 			Cell: wholeRequests,
 			Elsewhere: []Tool{
@@ -290,20 +308,20 @@ func speedColumns() []Column {
 			},
 		},
 		{
-			Key: "tok_per_s", Name: "output tokens", Unit: "tok/s", Better: Higher,
-			Definition: "output tokens of successful requests / (last end − first start)",
+			Key: "tok_per_s", Name: "output tokens", Unit: "tok/s", Better: Higher, Prefill: true,
+			Definition: "output tokens of the requests that count / (last end − first start)",
 			Clock:      clockCell, TokenCount: countTrust, Window: "the whole cell with ramp and drain; " + perCell,
 			Absent: needsTokens, Cell: wholeTokens,
 		},
 		{
-			Key: "steady_req_per_s", Name: "requests, steady", Unit: "req/s", Better: Higher, ByLength: true,
-			Definition: "successful requests / steady part, each counted with the share of its own time that lies inside",
+			Key: "steady_req_per_s", Name: "requests, steady", Unit: "req/s", Better: Higher, Prefill: true, ByLength: true,
+			Definition: "requests that count / steady part, each counted with the share of its own time that lies inside",
 			Clock:      clockCell, Window: "the steady part: from the moment the last worker started its first request until the first worker ended its last one; " + perCell,
 			Absent: parallelOnly, Cell: steadyRequests,
 		},
 		{
-			Key: "steady_tok_per_s", Name: "output tokens, steady", Unit: "tok/s", Better: Higher,
-			Definition: "output tokens that arrived in the steady part / steady part; of an answer that came whole, the share of its tokens as in steady_req_per_s",
+			Key: "steady_tok_per_s", Name: "output tokens, steady", Unit: "tok/s", Better: Higher, Prefill: true,
+			Definition: "output tokens of the requests that count that arrived in the steady part / steady part; of an answer that came whole, the share of its tokens as in steady_req_per_s",
 			Clock:      clockCell, TokenCount: countTrust, Window: "the steady part: see steady_req_per_s; " + perCell,
 			Absent: func(g *Group) string {
 				if why := parallelOnly(g); why != "" {
@@ -356,11 +374,11 @@ func countColumns() []Column {
 		{
 			Key: "outside_range", Name: "outside task range", Unit: "requests",
 			Definition: "answers whose n is not in the task's range. The sampling table's cap may lie outside of it, so this is a fact about the experiment, not a fault",
-			TokenCount: countTrust, Window: "successful requests of all repeats", Absent: needsRange, Count: outside,
+			TokenCount: countTrust, Window: "requests of all repeats that count", Absent: needsRange, Count: outside,
 		},
 		{
 			Key: "failed", Name: "failed", Unit: "requests",
-			Definition: "requests without a usable answer. HTTP 200 is not success: an empty, broken or unfinished stream is a failure. Counted by class, never averaged into anything. Requests cut off when the run was stopped are no failures and are not counted at all. One that succeeded only after a retry is no failure either, but is left out of every other number",
+			Definition: "requests without a usable answer. HTTP 200 is not success: an empty, broken or unfinished stream is a failure. Counted by class, never averaged into anything. Requests cut off when the run was stopped are no failures and are not counted at all. One that succeeded only after a retry, or whose warning spoils it, is no failure either, but is left out of every other number",
 			Window:     "measured requests of all repeats", CountsFailed: true,
 			Count: func(_ *Group, r *Request) bool { return r.Class != bench.OK },
 		},
@@ -443,16 +461,16 @@ func gpuColumns() []Column {
 			Clock:      clockNVML + ", every 8 ms; a peak between two samples is missed",
 		}, func(_ *Group, c *Cell) float64 { return float64(c.GPU.PeakBytes) }),
 		gpuColumn(Column{
-			Key: "energy_per_request", Name: "energy per request", Unit: "J", Better: Lower, ByLength: true,
-			Definition: "energy of the GPUs in the window / successful requests: " + wholeGPU,
+			Key: "energy_per_request", Name: "energy per request", Unit: "J", Better: Lower, Prefill: true, ByLength: true,
+			Definition: "energy of the GPUs in the window / successful requests without a warning that spoils them; what the others took is in it: " + wholeGPU,
 			Clock:      clockNVML + ": its energy counter, or, where there is none, its power integrated",
 		}, func(g *Group, c *Cell) float64 {
 			n, _ := answered(c)
 			return perUnit(c.GPU.EnergyJ, n)
 		}),
 		gpuColumn(Column{
-			Key: "energy_per_token", Name: "energy per token", Unit: "J", Better: Lower,
-			Definition: "energy of the GPUs in the window / output tokens of successful requests: " + wholeGPU,
+			Key: "energy_per_token", Name: "energy per token", Unit: "J", Better: Lower, Prefill: true,
+			Definition: "energy of the GPUs in the window / output tokens of successful requests without a warning that spoils them; what the others took is in it: " + wholeGPU,
 			Clock:      clockNVML + ": its energy counter, or, where there is none, its power integrated", TokenCount: countTrust,
 		}, func(_ *Group, c *Cell) float64 {
 			_, tokens := answered(c)
@@ -483,11 +501,11 @@ func gpuColumns() []Column {
 	}
 }
 
-// answered are the successful requests of a cell and their output tokens; -1
-// tokens: nobody counted those of one of them.
+// answered are the requests of a cell that were answered soundly, if only after
+// a retry, and their output tokens; -1 tokens: nobody counted those of one.
 func answered(c *Cell) (requests, tokens int) {
 	for _, r := range c.Requests {
-		if r.Class != bench.OK {
+		if r.Class != bench.OK || r.spoilt() != "" {
 			continue
 		}
 		requests++

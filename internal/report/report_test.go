@@ -410,3 +410,14 @@ func TestExplain(t *testing.T) {
 		t.Error(err, tooWide(b.String(), 100))
 	}
 }
+
+// What is left out stands by its class beside what is ok and what failed.
+func TestWhatIsLeftOutIsShown(t *testing.T) {
+	run := oneFixture()
+	out := string(write(t, func(b *bytes.Buffer) error { return Terminal(b, []*results.Run{run}, Options{}) }))
+	for _, want := range []string{"6 ok, 1 no_finish, 1 failed", "(no_finish): left out of latencies, speeds, rates and comparisons"} {
+		if !strings.Contains(strings.Join(strings.Fields(out), " "), want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+}

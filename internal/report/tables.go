@@ -2,6 +2,7 @@ package report
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -155,10 +156,18 @@ func (s *seat) status(ref *seat, n *notebook) field {
 	if s.summary.Requests == 0 {
 		return field{main: strings.TrimSpace("no result " + n.refs(s.prefixed(s.trouble))), tone: alarm}
 	}
-	f := field{main: fmt.Sprintf("%d ok", s.summary.OK), tone: faint}
-	if n := s.summary.Retried; n > 0 {
-		f.main += fmt.Sprintf(" (%d retried)", n)
+	f := field{tone: faint}
+	ok := s.summary.OK
+	for _, w := range slices.Sorted(maps.Keys(s.summary.LeftOut)) {
+		ok -= s.summary.LeftOut[w]
+		f.main += fmt.Sprintf(", %d %s", s.summary.LeftOut[w], w)
+		f.tone = alarm
 	}
+	retried := ""
+	if n := s.summary.Retried; n > 0 {
+		retried = fmt.Sprintf(" (%d retried)", n)
+	}
+	f.main = fmt.Sprintf("%d ok%s", ok, retried) + f.main
 	if bad := s.summary.Requests - s.summary.OK; bad > 0 {
 		f.main += fmt.Sprintf(", %d failed", bad)
 		f.tone = alarm
