@@ -154,6 +154,23 @@ func TestGoodAnswers(t *testing.T) {
 			warnings: []bench.Warning{bench.WarnCacheHit, bench.WarnCount},
 		},
 		{
+			name: "events that do not count and hold several tokens", stream: true, edit: func(s *Server) { s.MergesTokens = true },
+			answer: streamOf("data: {\"choices\":[{\"text\":\"a\"}]}\n\n", "data: {\"choices\":[{\"text\":\"가\",\"finish_reason\":\"length\"}],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":4}}\n\n", doneMark),
+			text:   "a가", marks: []int32{1, 2}, events: 2, tokens: 4, counted: bench.CountUsage, finish: bench.FinishLength,
+		},
+		{
+			name: "fewer bytes than the usage has tokens", stream: true, edit: func(s *Server) { s.MergesTokens = true },
+			answer: streamOf("data: {\"choices\":[{\"text\":\"ab\",\"finish_reason\":\"length\"}],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":4}}\n\n", doneMark),
+			text:   "ab", marks: []int32{1}, events: 1, tokens: 4, counted: bench.CountUsage, finish: bench.FinishLength,
+			warnings: []bench.Warning{bench.WarnCount},
+		},
+		{
+			name: "more events than tokens", stream: true, edit: func(s *Server) { s.MergesTokens = true },
+			answer: streamOf("data: {\"choices\":[{\"text\":\"ab\"}]}\n\n", "data: {\"choices\":[{\"text\":\"c\"}]}\n\n", "data: {\"choices\":[{\"text\":\"d\",\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":2}}\n\n", doneMark),
+			text:   "abcd", marks: []int32{1, 2, 3}, events: 3, tokens: 2, counted: bench.CountUsage, finish: bench.FinishStop,
+			warnings: []bench.Warning{bench.WarnShort, bench.WarnCount},
+		},
+		{
 			name: "no end mark where none is sent", stream: true, edit: func(s *Server) { s.EndsAfterFinish = true },
 			answer: streamOf(event("a", 1), event("bcd", 4), strings.TrimSuffix(last("length", 4), "\n\n")),
 			text:   "abcd", marks: []int32{1, 4}, events: 2, tokens: 4, counted: bench.CountUsage, finish: bench.FinishLength,

@@ -28,7 +28,9 @@ func transformersServe() Server {
 			"a stream's header is sent before the prompt is read, so the first byte says nothing of the first token",
 			"the seed is that of the whole process: answers repeat only while one request runs at a time",
 			"it does not tell its version",
+			notedMerges,
 		},
+		MergesTokens:    true,
 		EndsAfterFinish: true,
 		Identify: func(info *bench.Info, _ func(string, any) error) error {
 			info.Version = "version not told"

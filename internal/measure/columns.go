@@ -110,9 +110,6 @@ func needsFirst(g *Group) string {
 	if why := streamTokens(g); why != "" {
 		return why
 	}
-	if k := perEvent(g); k == 0 || oneToken(k) {
-		return ""
-	}
 	return anyRequest(g, "events hold several tokens and do not tell how many: how many came after the first is not known", func(tr *bench.Trace) bool {
 		_, known := afterFirst(tr)
 		return known || len(tr.Marks) < 2
