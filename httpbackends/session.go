@@ -398,7 +398,8 @@ func (s *session) tooLong() error {
 // wrongType reports a 200 that is not what was asked for: an error in disguise
 // is told apart from a foreign body.
 func (s *session) wrongType(want string) error {
-	if err := s.readBody(maxError); err != nil {
+	// What can be read of it is welcome; the type is wrong anyway.
+	if err := s.readBody(maxError); err != nil && len(s.sync) == 0 {
 		return err
 	}
 	scan := scanner{b: s.sync}
