@@ -207,7 +207,12 @@ func (c *cell) request(ctx context.Context, w *worker, i int, p Prompt) {
 	err := c.send(ctx, w, s.trace)
 	s.cut = false
 	for n := 0; n < c.job.Cell.Retries && again(err, s.trace); n++ {
-		if !c.pause(ctx, err, n) {
+		wait := pauseLength(err, n)
+		if outlasts(ctx, wait) {
+			err = bench.Fail(bench.ClassOf(err), "%w; not sent again: that would be in %v, when the time limit of the cell has passed: raise --cell-timeout", err, wait)
+			break
+		}
+		if !c.pause(ctx, wait) {
 			err, s.cut = c.cutOff(ctx, err, s.trace), true
 			break
 		}
@@ -247,26 +252,31 @@ func again(err error, tr *bench.Trace) bool {
 
 const (
 	firstPause   = 100 * time.Millisecond // before the first retry; doubled each time
-	longestPause = 30 * time.Second
+	longestPause = 30 * time.Second       // of our own choice
 )
 
 // pauseLength is how long to wait before retry n, from 0: as long as the server
 // asked, or else longer each time.
 func pauseLength(err error, n int) time.Duration {
-	wait := longestPause
-	if n < 10 {
-		wait = firstPause << n
-	}
 	var f *bench.Failure
 	if errors.As(err, &f) && f.RetryAfter > 0 {
-		wait = f.RetryAfter
+		return f.RetryAfter
 	}
-	return min(wait, longestPause)
+	if n >= 10 {
+		return longestPause
+	}
+	return min(firstPause<<n, longestPause)
 }
 
-// pause waits before retry n; false when the cell is over before.
-func (c *cell) pause(ctx context.Context, err error, n int) bool {
-	timer := time.NewTimer(pauseLength(err, n))
+// outlasts tells whether a pause would end after the cell's time limit.
+func outlasts(ctx context.Context, pause time.Duration) bool {
+	deadline, limited := ctx.Deadline()
+	return limited && time.Until(deadline) < pause
+}
+
+// pause waits before a retry; false when the cell is over before.
+func (c *cell) pause(ctx context.Context, wait time.Duration) bool {
+	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {
 	case <-timer.C:

@@ -166,7 +166,21 @@ func (s *busySession) Generate(context.Context, *bench.Trace) error {
 	return f
 }
 
-// The server's word goes before ours, within bounds.
+// Who asks to wait for longer than the cell may last is not asked again: neither
+// sooner than it said nor after the limit.
+func TestNoRetryAfterTheCellsLimit(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+	defer cancel()
+	fake := &busyFor{Fake: benchtest.NewFake(benchtest.FakeConfig{}), wait: 2 * time.Hour, called: func() {}}
+	var k keeper
+	RunCell(ctx, nil, retryJob(1, 5), fake, k.keep)
+	r := k.recs[0]
+	if r.Class != bench.Busy || r.Retries != 0 || r.Error != "busy for 2h0m0s; not sent again: that would be in 2h0m0s, when the time limit of the cell has passed: raise --cell-timeout" {
+		t.Errorf("class %q, %d retries, %s", r.Class, r.Retries, r.Error)
+	}
+}
+
+// The server's word goes before ours, however long it is; ours is bounded.
 func TestPauseLength(t *testing.T) {
 	asked := bench.Fail(bench.Busy, "x")
 	asked.RetryAfter = time.Hour
@@ -178,7 +192,7 @@ func TestPauseLength(t *testing.T) {
 		{errors.New("x"), 0, 100 * time.Millisecond},
 		{errors.New("x"), 3, 800 * time.Millisecond},
 		{errors.New("x"), 99, 30 * time.Second},
-		{asked, 0, 30 * time.Second},
+		{asked, 0, time.Hour},
 		{&bench.Failure{Class: bench.Busy, RetryAfter: 2 * time.Second}, 5, 2 * time.Second},
 	} {
 		if got := pauseLength(tc.err, tc.n); got != tc.want {
