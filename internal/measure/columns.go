@@ -273,8 +273,14 @@ func speedColumns() []Column {
 	return []Column{
 		{
 			Key: "speed", Name: "generation speed", Unit: "tok/s", Better: Higher, Prefill: true,
-			Definition: "n/(last byte of the answer − t0): the experiment's token generation speed, prefill included. Not measured in sync mode, as the experiment has it; output_rate is the same quotient there",
-			Clock:      clockSpan, TokenCount: countTrust, Window: perRequest, Absent: streamTokens,
+			Definition: "n/(last byte of the answer − t0): the experiment's token generation speed, prefill included. The experiment has none in sync mode; output_rate is the same quotient there",
+			Clock:      clockSpan, TokenCount: countTrust, Window: perRequest,
+			Absent: func(g *Group) string {
+				if g.Mode != Stream {
+					return "not in sync mode, as the experiment has it; output_rate (CSV, JSON) is the same quotient there"
+				}
+				return needsTokens(g)
+			},
 			Request: outputRate,
 		},
 		{

@@ -76,6 +76,7 @@ func TestWhenThereIsNoVerdict(t *testing.T) {
 	}{
 		{"two repeats that agree", repeated(12, 2, 1.5, nil), stats.Differs, ""},
 		{"one repeat", repeated(12, 1, 1.5, nil), stats.TooFew, "one repeat"},
+		{"one repeat, and busy", repeated(12, 1, 1.5, func(c *Cell, _ *Request) { c.Busy = true }), stats.TooFew, "cannot be seen; and the machine was busy"},
 		{"busy", repeated(12, 2, 1.5, func(c *Cell, _ *Request) { c.Busy = c.Repeat == 1 }), stats.Withheld, "busy"},
 		{"repeats disagree", repeated(12, 2, 1.5, func(c *Cell, r *Request) {
 			if c.Repeat == 1 {

@@ -83,6 +83,9 @@ func TestSyncModeMeasuresNoTokens(t *testing.T) {
 	near(t, "e2e", s.Get("e2e").Median, 0.45)
 	near(t, "output_rate", s.Get("output_rate").Median, (20/0.5+20/0.4)/2)
 	near(t, "tok_per_s", s.Get("tok_per_s").Median, 40/1.0)
+	if e := s.Get("speed"); !strings.Contains(e.Missing, "output_rate") {
+		t.Errorf("speed in sync mode is missing without a word of what is not: %q", e.Missing)
+	}
 	for _, key := range []string{"ttft", "last_token", "first_line", "tpot", "itl", "chunk_gap", "speed", "decode_speed"} {
 		if e := s.Get(key); e.Known() || !strings.Contains(e.Missing, "sync mode") || !math.IsNaN(e.Median) {
 			t.Errorf("%s in sync mode: %+v", key, e)
