@@ -26,7 +26,8 @@ type stampConn struct {
 	raw   syscall.RawConn
 	clock stampClock
 
-	first     int64 // arrival of the first bytes since begin, clock of bench.Now
+	first     int64 // arrival of the first bytes since begin that are an answer's, clock of bench.Now
+	answered  bool  // under TLS: first is set
 	last      int64 // arrival of the bytes read last
 	unstamped int   // reads since begin that had to be timed by the user clock
 
@@ -68,7 +69,7 @@ func dial(ctx context.Context, addr string) (*stampConn, error) {
 }
 
 // begin starts a new account of arrivals.
-func (c *stampConn) begin() { c.first, c.last, c.unstamped = 0, 0, 0 }
+func (c *stampConn) begin() { c.first, c.answered, c.last, c.unstamped = 0, false, 0, 0 }
 
 // Read reads as net.Conn says and sets last.
 func (c *stampConn) Read(p []byte) (int, error) {
@@ -237,6 +238,22 @@ func (w *wire) fresh() bool {
 	return w.tcp.open()
 }
 
+// sealedConn is a connection under TLS. Not all that arrives on it is an answer:
+// servers send session tickets after the handshake.
+type sealedConn struct {
+	*tls.Conn
+	tcp *stampConn // beneath
+}
+
+// Read reads as net.Conn says and sets the arrival of the first bytes.
+func (c *sealedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 && !c.tcp.answered {
+		c.tcp.first, c.tcp.answered = c.tcp.last, true
+	}
+	return n, err
+}
+
 // open connects, with TLS if conf is not nil.
 func open(ctx context.Context, addr string, conf *tls.Config) (*wire, error) {
 	t0 := bench.Now()
@@ -251,7 +268,7 @@ func open(ctx context.Context, addr string, conf *tls.Config) (*wire, error) {
 			tcp.Close()
 			return nil, err
 		}
-		w.Conn = secured
+		w.Conn = &sealedConn{secured, tcp}
 	}
 	w.opened = bench.Now() - t0
 	return w, nil
