@@ -59,6 +59,10 @@ type backend struct {
 	host string      // of the Host field
 	path string      // before the routes
 	tls  *tls.Config // nil: plain
+
+	// closes is 1 if the server was found to close the connection after a sync
+	// answer, or a stream, whatever its header said. Atomic.
+	closes [2]uint32
 }
 
 var _ bench.Backend = (*backend)(nil)

@@ -51,12 +51,12 @@ func (r *Request) spoilt() bench.Warning {
 
 // spoils tells whether an answer with that warning is other work than was asked
 // for, or is not known to be that work: of a wrong length, of a length that is
-// told in two ways, or without a word on why it ended. The other warnings qualify
+// told in two ways, without a word on why it ended, or sent twice. The other warnings qualify
 // a sound answer: bytes held back and tokens that nobody counted change no time,
 // and prompt tokens from a cache take the verdict from what holds prefill.
 func spoils(w bench.Warning) bool {
 	switch w {
-	case bench.WarnCut, bench.WarnShort, bench.WarnCount, bench.WarnNoFinish:
+	case bench.WarnCut, bench.WarnShort, bench.WarnCount, bench.WarnNoFinish, bench.WarnRedialled:
 		return true
 	}
 	return false
@@ -539,6 +539,8 @@ func warningText(w bench.Warning) string {
 		return "prompt tokens came from a prefix cache that should be off (prefix_cache): what holds prefill is too fast and has no verdict"
 	case bench.WarnNoFinish:
 		return "no finish_reason was sent (no_finish)"
+	case bench.WarnRedialled:
+		return "sent again on a new connection, since the server had closed the old one without saying that it would (redialled)"
 	case bench.WarnHeldBack:
 		return "ended inside a UTF-8 sequence, whose bytes were held back (held_back): its tokens and times count"
 	case bench.WarnTokenCount:

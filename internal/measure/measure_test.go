@@ -190,7 +190,7 @@ func TestEventsWithoutCountsHaveNoTimePerToken(t *testing.T) {
 // other number; others stay in.
 func TestSpoiltAnswersAreInNoNumber(t *testing.T) {
 	for w, spoilt := range map[bench.Warning]bool{
-		bench.WarnCut: true, bench.WarnShort: true, bench.WarnCount: true, bench.WarnNoFinish: true,
+		bench.WarnCut: true, bench.WarnShort: true, bench.WarnCount: true, bench.WarnNoFinish: true, bench.WarnRedialled: true,
 		bench.WarnHeldBack: false, bench.WarnTokenCount: false, bench.WarnCacheHit: false,
 	} {
 		odd := answer(1100, 9000, 400, 9000)

@@ -355,7 +355,7 @@ func (d *document) legend() section {
 	say("1.02× [a–b]", "median over median of "+name+", over the requests that both sides answered, with its 95 % bootstrap interval (draws repeats and requests); ~ no significant difference at 5 % (pairs of requests, Wilcoxon's signed-rank test; throughput: Mann-Whitney U); ? no verdict, the note says why: it takes two repeats that agree, on a quiet machine")
 	say("↓ ↑", "lower or higher is better")
 	say("p99", "from 100 different requests on (between tokens: 20 requests, 100 gaps); exact, all values are kept. Its ratio is not tested")
-	say("samples", "successful requests of all repeats, without warm-up and without answers whose warning (cut_short, short_output, count_mismatch, no_finish) leaves them out. Those and failed ones are counted and never averaged in; requests cut off when the run was stopped are neither")
+	say("samples", "successful requests of all repeats, without warm-up and without answers whose warning (cut_short, short_output, count_mismatch, no_finish, redialled) leaves them out. Those and failed ones are counted and never averaged in; requests cut off when the run was stopped are neither")
 	for _, l := range d.used() {
 		c, err := measure.ByKey(l)
 		if err != nil {

@@ -31,8 +31,8 @@ func sampleManifest() *Manifest {
 			Versions: map[string]string{"llama.cpp": "v0.5.0"},
 			Warnings: []string{"2 usable cores"},
 		},
-		Clock:  Clock{Source: "CLOCK_MONOTONIC", UncertaintyNS: 20, WallNS: 1767323045000000000, MonotonicNS: 1000000000, BootID: "3f1c2a5e-0d4b-4c57-9a53-5b2f0e8d7c61"},
-		Models: []Model{{Key: "gpt2", HubID: "openai-community/gpt2", Path: "gpt2-synthetic-f16.gguf", SHA256: "9f86d081…", Bytes: 248_000_000, DType: "f16", Synthetic: true, Seed: 1, Tokenizer: "ggml-vocab-gpt-2.gguf"}},
+		Clock:        Clock{Source: "CLOCK_MONOTONIC", UncertaintyNS: 20, WallNS: 1767323045000000000, MonotonicNS: 1000000000, BootID: "3f1c2a5e-0d4b-4c57-9a53-5b2f0e8d7c61"},
+		Models:       []Model{{Key: "gpt2", HubID: "openai-community/gpt2", Path: "gpt2-synthetic-f16.gguf", SHA256: "9f86d081…", Bytes: 248_000_000, DType: "f16", Synthetic: true, Seed: 1, Tokenizer: "ggml-vocab-gpt-2.gguf"}},
 		PromptCounts: []PromptCount{{Model: "gpt2", Vocabulary: "vocab/ggml-vocab-gpt-2.gguf", SHA256: "9f86d081…", Exact: true}},
 		Backends: []Backend{{
 			Info:    bench.Info{Backend: "llama-server", Engine: "llama.cpp", Version: "v0.5.0", Device: "CPU", Model: "gpt2", Weights: "gpt2-synthetic-f16.gguf", Synthetic: true, DType: "F16", Context: 1024, Slots: 1},
