@@ -81,9 +81,17 @@ func needsPhases(g *Group) string {
 }
 
 func needsServer(g *Group) string {
-	return anyRequest(g, "this backend gives no account of its own", func(tr *bench.Trace) bool {
-		return tr.Server.Prefill > 0 || tr.Server.Decode > 0
-	})
+	return anyRequest(g, "this backend gives no account of its own", func(tr *bench.Trace) bool { return accounted(tr.Server) > 0 })
+}
+
+// needsPart makes a column's Absent of one part of a server's account.
+func needsPart(of func(bench.Server) int64) func(*Group) string {
+	return func(g *Group) string {
+		if why := needsServer(g); why != "" {
+			return why
+		}
+		return anyRequest(g, "the server's account does not tell it", func(tr *bench.Trace) bool { return of(tr.Server) > 0 })
+	}
 }
 
 func needsRange(g *Group) string {
@@ -539,6 +547,13 @@ func phaseColumns() []Column {
 			Absent: needsPhases, Request: phase(of),
 		}
 	}
+	told := func(key, definition string, of func(bench.Server) int64) Column {
+		return Column{
+			Key: "server_" + key, Name: "server: " + key, Unit: "s",
+			Definition: definition, Clock: clockServer, Window: perRequest,
+			Absent: needsPart(of), Request: serverPhase(of),
+		}
+	}
 	return []Column{
 		part("tokenize", "tokenize", "text to token ids", func(p bench.Phases) int64 { return p.Tokenize }),
 		part("queue", "queue", "waiting for a slot or for room in a batch", func(p bench.Phases) int64 { return p.Queue }),
@@ -551,21 +566,14 @@ func phaseColumns() []Column {
 			Definition: "total latency − all phases: the engine's loop working for other slots, and hand-over between threads",
 			Clock:      clockEngine, Window: perRequest, Absent: needsPhases, Request: remainder,
 		},
-		{
-			Key: "server_prefill", Name: "server: prefill", Unit: "s",
-			Definition: "prompt processing by the server's own account (llama-server: timings.prompt_ms)",
-			Clock:      clockServer, Window: perRequest, Absent: needsServer,
-			Request: serverPhase(func(s bench.Server) int64 { return s.Prefill }),
-		},
-		{
-			Key: "server_decode", Name: "server: decode", Unit: "s",
-			Definition: "generation by the server's own account, its sampling included (llama-server: timings.predicted_ms)",
-			Clock:      clockServer, Window: perRequest, Absent: needsServer,
-			Request: serverPhase(func(s bench.Server) int64 { return s.Decode }),
-		},
+		told("tokenize", "text to token ids by the server's own account (our Transformers server: timings.tokenize_ms)", func(s bench.Server) int64 { return s.Tokenize }),
+		told("queue", "waiting for its turn by the server's own account (our Transformers server: timings.queue_ms; TGI: x-queue-time, whole milliseconds, of sync answers)", func(s bench.Server) int64 { return s.Queue }),
+		told("prefill", "prompt processing by the server's own account (llama-server: timings.prompt_ms; Ollama: prompt_eval_duration; our Transformers server: timings.prefill_ms)", func(s bench.Server) int64 { return s.Prefill }),
+		told("decode", "generation by the server's own account, its sampling included (llama-server: timings.predicted_ms; Ollama: eval_duration; our Transformers server: timings.decode_ms)", func(s bench.Server) int64 { return s.Decode }),
+		told("inference", "prefill and decode by the server's own account, where it does not tell them apart (TGI: x-inference-time, whole milliseconds, of sync answers)", func(s bench.Server) int64 { return s.Inference }),
 		{
 			Key: "server_rest", Name: "server: rest", Unit: "s",
-			Definition: "total latency − the server's own prefill and decode: HTTP, JSON, tokenizing, queueing, transport. What serving adds by the server's own books",
+			Definition: "total latency − all that the server's own account tells: HTTP, JSON, transport, and what it does not tell of tokenizing and queueing. What serving adds by the server's own books",
 			Clock:      "CLOCK_MONOTONIC less the server's own clock", Window: perRequest, Absent: needsServer, Request: serverRest,
 		},
 	}

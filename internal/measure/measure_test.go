@@ -78,6 +78,28 @@ func TestOneRequest(t *testing.T) {
 	}
 }
 
+// What a server tells of tokenizing and queueing is not in its rest.
+func TestServersAccount(t *testing.T) {
+	waits, comes := answer(1000, 64, 20, 60), answer(2000, 64, 20, 60)
+	waits.Server = bench.Server{Tokenize: 2 * ms, Queue: 10 * ms, Prefill: 14 * ms, Decode: 30 * ms}
+	comes.Server = bench.Server{Tokenize: 2 * ms, Prefill: 14 * ms, Decode: 30 * ms} // nothing before it
+	s := Summarize(group(Stream, waits, comes))
+	for key, want := range map[string]float64{"server_tokenize": 0.002, "server_queue": 0.005, "server_prefill": 0.014, "server_decode": 0.030, "server_rest": 0.013} {
+		near(t, key, s.Get(key).Mean, want)
+	}
+	if e := s.Get("server_inference"); e.Known() || e.Missing != "the server's account does not tell it" {
+		t.Errorf("%+v", e)
+	}
+	tgi := whole(1000, 64, 4)
+	tgi.Server = bench.Server{Queue: 1 * ms, Inference: 60 * ms}
+	s = Summarize(group(Sync, tgi))
+	near(t, "server_inference", s.Get("server_inference").Mean, 0.060)
+	near(t, "server_rest", s.Get("server_rest").Mean, 0.003)
+	if s.Get("server_prefill").Known() {
+		t.Error("a prefill that nobody told")
+	}
+}
+
 func TestSyncModeMeasuresNoTokens(t *testing.T) {
 	s := Summarize(group(Sync, whole(1000, 500, 20), whole(1600, 400, 20)))
 	near(t, "e2e", s.Get("e2e").Median, 0.45)

@@ -112,15 +112,21 @@ func remainder(tr *bench.Trace) (float64, bool) {
 	return e2e - float64(tr.Phases.Sum())/1e9, ok && tr.Phases != (bench.Phases{})
 }
 
+// accounted is all the time of which a server's account tells, in nanoseconds; 0:
+// it gives none.
+func accounted(s bench.Server) int64 {
+	return s.Tokenize + s.Queue + s.Prefill + s.Decode + s.Inference
+}
+
 func serverPhase(of func(bench.Server) int64) func(*bench.Trace) (float64, bool) {
 	return func(tr *bench.Trace) (float64, bool) {
-		return float64(of(tr.Server)) / 1e9, tr.Server.Prefill > 0 || tr.Server.Decode > 0
+		return float64(of(tr.Server)) / 1e9, accounted(tr.Server) > 0
 	}
 }
 
 func serverRest(tr *bench.Trace) (float64, bool) {
 	e2e, ok := seconds(tr.Start, tr.End)
-	return e2e - float64(tr.Server.Prefill+tr.Server.Decode)/1e9, ok && (tr.Server.Prefill > 0 || tr.Server.Decode > 0)
+	return e2e - float64(accounted(tr.Server))/1e9, ok && accounted(tr.Server) > 0
 }
 
 // outside tells whether an answer's length is not in the task's range.

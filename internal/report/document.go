@@ -274,7 +274,7 @@ func (s *seat) comparePrompts(ref *seat) {
 		}
 	}
 	if differ > 0 {
-		s.remarks = append(s.remarks, fmt.Sprintf("prompt tokens differ from %s's in %d of %d requests (%s): not the same prompts", ref.backend, differ, both, example))
+		s.remarks = append(s.remarks, fmt.Sprintf("prompt tokens differ from those of %s in %d of %d requests (%s): not the same prompts", ref.backend, differ, both, example))
 	}
 }
 
@@ -285,7 +285,7 @@ func (s *seat) compareAnswers(ref *seat) {
 		return
 	}
 	if d := measure.Lengths(s.summary, ref.summary); math.Abs(d-1) > answersDiffer {
-		s.remarks = append(s.remarks, fmt.Sprintf("answers to the same requests held %.2f× as many tokens as %s's: total latency and requests/s compare different work; --ignore-eos makes them equal", d, ref.backend))
+		s.remarks = append(s.remarks, fmt.Sprintf("answers to the same requests held %.2f× as many tokens as those of %s: total latency and requests/s compare different work; --ignore-eos makes them equal", d, ref.backend))
 	}
 }
 

@@ -168,27 +168,34 @@ func (v *runView) phases() (all []section) {
 	}
 	accounts := []account{
 		{
-			"phase_decode", "Where %s's milliseconds go", "Means over requests in ms, since means add up, by the engine's own stamps; remainder = total latency − all phases.",
+			"phase_decode", "Where the milliseconds of %s go", "Means over requests in ms, since means add up, by the engine's own stamps; remainder = total latency − all phases.",
 			[]string{"phase_tokenize", "phase_queue", "phase_prefill", "phase_decode", "phase_sampling", "phase_detokenize", "phase_remainder"},
 		},
 		{
-			"server_decode", "Where %s's milliseconds go", "Means over requests in ms. Prefill and decode by the server's own account (its sampling included); the rest is what serving adds.",
-			[]string{"server_prefill", "server_decode", "server_rest"},
+			"server_rest", "Where the milliseconds of %s go", "Means over requests in ms, by the server's own account, as far as it gives one (decode with its sampling; inference: prefill and decode in one); the rest, total latency less all of that, is what serving adds.",
+			[]string{"server_tokenize", "server_queue", "server_prefill", "server_decode", "server_inference", "server_rest"},
 		},
 	}
 	for _, b := range v.backends {
 		for _, a := range accounts {
 			g := grid{columns: []column{{}, {head: "total"}}}
-			for _, k := range a.keys {
-				_, name, _ := strings.Cut(k, "_")
-				g.columns = append(g.columns, column{head: name})
-			}
+			var seats []*seat
 			for _, l := range v.loads {
 				for _, s := range l.seats {
 					if s.backend == b && !s.taxed() && s.summary.Get(a.probe).Known() {
-						g.rows = append(g.rows, s.phaseRows(v.loadName(l), a.keys)...)
+						seats = append(seats, s)
 					}
 				}
+			}
+			var keys []string // that it tells
+			for _, k := range a.keys {
+				if anyKnown(k)(seats) {
+					_, name, _ := strings.Cut(k, "_")
+					keys, g.columns = append(keys, k), append(g.columns, column{head: name})
+				}
+			}
+			for _, s := range seats {
+				g.rows = append(g.rows, s.phaseRows(v.loadName(s.load), keys)...)
 			}
 			if len(g.rows) > 0 {
 				title := fmt.Sprintf(a.title, b)
@@ -208,7 +215,9 @@ func (s *seat) phaseRows(name string, keys []string) []row {
 	parts := make([]float64, len(keys))
 	total := 0.0
 	for i, k := range keys {
-		parts[i] = 1e3 * s.summary.Get(k).Mean
+		if e := s.summary.Get(k); e.Known() {
+			parts[i] = 1e3 * e.Mean
+		}
 		total += parts[i]
 	}
 	ms := row{cells: []field{{main: name}, {main: fixed(total, decimals([]float64{total}))}}}

@@ -356,7 +356,7 @@ func TestPromptsThatDiffer(t *testing.T) {
 		}})
 	}
 	out := write(t, func(b *bytes.Buffer) error { return Terminal(b, []*results.Run{f.run}, Options{}) })
-	if !strings.Contains(string(out), "prompt tokens differ from native's in 1 of 4 requests") {
+	if !strings.Contains(string(out), "prompt tokens differ from those of native in 1 of 4 requests") {
 		t.Errorf("not said:\n%s", out)
 	}
 }
