@@ -254,9 +254,9 @@ func (v *runView) memory() []section {
 }
 
 func (v *runView) memoryOf(model string) (grid, bool) {
-	head := "at peak"
+	head := "MiB at peak"
 	if len(v.models()) > 1 {
-		head = model
+		head = model + ", MiB"
 	}
 	g := grid{columns: []column{{head: head}, {head: "weights"}, {head: "KV cache"}, {head: "compute"}, {head: "engine in all"}, {head: "peak RSS"}, {head: "peak PSS"}}}
 	found := false
@@ -307,7 +307,7 @@ func sizeField(b float64, known bool) field {
 	if !known {
 		return field{main: "—", tone: faint}
 	}
-	return field{main: fixed(b/(1<<20), 1), aside: "MiB"}
+	return field{main: fixed(b/(1<<20), 1)}
 }
 
 // engineMemory is the engine's own account of its largest cell.

@@ -385,28 +385,38 @@ func shown(seats []*seat) (out []line) {
 }
 
 // sideBySide sets the backends of several loads side by side, a group of lines per
-// load, in as many grids as the backends need.
+// load, in as many grids as the backends need. What would be too wide does without
+// intervals of ratios and ranges of throughputs.
 func sideBySide(loads []*load, n *notebook) (grids []grid) {
 	if len(loads) == 0 {
 		return nil
 	}
-	for t := range split(loads[0].seats, loads[0].backends()) {
-		var g grid
-		for _, l := range loads {
-			sides := split(l.seats, l.backends())
-			if t >= len(sides) {
-				continue
-			}
-			s := sides[t]
-			if g.columns == nil {
-				g.columns = s.columns()
-			}
-			g.rows = append(g.rows, s.head(l.title(), n))
-			for _, m := range shown(l.seats) {
-				g.rows = append(g.rows, s.row(m, m.label(), n))
-			}
+	for t, side := range split(loads[0].seats, loads[0].backends()) {
+		g := beside(loads, t, side.wide, n)
+		if side.wide && g.inAll(g.widths()) > maxWidth {
+			g = beside(loads, t, false, n)
 		}
 		grids = append(grids, g)
 	}
 	return grids
+}
+
+// beside is the table of one of the sides.
+func beside(loads []*load, t int, wide bool, n *notebook) (g grid) {
+	for _, l := range loads {
+		sides := split(l.seats, l.backends())
+		if t >= len(sides) {
+			continue
+		}
+		s := sides[t]
+		s.wide = wide
+		if g.columns == nil {
+			g.columns = s.columns()
+		}
+		g.rows = append(g.rows, s.head(l.title(), n))
+		for _, m := range shown(l.seats) {
+			g.rows = append(g.rows, s.row(m, m.label(), n))
+		}
+	}
+	return g
 }
