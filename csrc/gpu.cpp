@@ -1,9 +1,9 @@
 #include "gpu.h"
 
+#include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
-#include <iterator>
 #include <stdexcept>
 
 #include <dlfcn.h>
@@ -21,7 +21,7 @@ using Handle                       = void *;
 using Address                      = unsigned long long; // CUdeviceptr
 constexpr int      kMaxSharedOptin = 97;                 // CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
 constexpr int      kDynamicShared  = 8;                  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-constexpr unsigned kNonBlocking = 1, kPortableMapped = 3, kDefaultEvent = 0;
+constexpr unsigned kNonBlocking = 1, kPortable = 1, kDefaultEvent = 0;
 
 struct Driver {
     Result (*init)(unsigned);
@@ -46,7 +46,8 @@ struct Driver {
     Result (*eventElapsed)(float *, Handle, Handle);
     Result (*hostAlloc)(void **, size_t, unsigned);
     Result (*hostFree)(void *);
-    Result (*hostAddress)(Address *, void *, unsigned);
+    Result (*toDevice)(Address, const void *, size_t, Handle);
+    Result (*toHost)(void *, Address, size_t, Handle);
     Result (*memAlloc)(Address *, size_t);
     Result (*memFree)(Address);
     Result (*memCopy)(Address, Address, size_t, Handle);
@@ -90,7 +91,8 @@ const Driver *driver(std::string *why) {
             {reinterpret_cast<void **>(&d.eventElapsed), "cuEventElapsedTime"},
             {reinterpret_cast<void **>(&d.hostAlloc), "cuMemHostAlloc"},
             {reinterpret_cast<void **>(&d.hostFree), "cuMemFreeHost"},
-            {reinterpret_cast<void **>(&d.hostAddress), "cuMemHostGetDevicePointer_v2"},
+            {reinterpret_cast<void **>(&d.toDevice), "cuMemcpyHtoDAsync_v2"},
+            {reinterpret_cast<void **>(&d.toHost), "cuMemcpyDtoHAsync_v2"},
             {reinterpret_cast<void **>(&d.memAlloc), "cuMemAlloc_v2"},
             {reinterpret_cast<void **>(&d.memFree), "cuMemFree_v2"},
             {reinterpret_cast<void **>(&d.memCopy), "cuMemcpyDtoDAsync_v2"},
@@ -127,34 +129,37 @@ class CudaGpu : public Gpu {
 
     void choose(void *ready, const float *logits, const std::vector<NbDraw> &draws, int first, void *taken) override {
         enter();
-        if (first < 0 || first + static_cast<int>(draws.size()) > rows_) throw Error(NB_INTERNAL, "more draws than rows");
-        std::memcpy(draws_ + first, draws.data(), draws.size() * sizeof(NbDraw));
-        if (ready) check(d_.streamWait(stream_, ready, 0), "cuStreamWaitEvent");
+        const size_t n = draws.size();
+        if (first < 0 || static_cast<size_t>(first) + n > static_cast<size_t>(rows_))
+            throw Error(NB_INTERNAL, "more draws than rows");
+        std::memcpy(draws_ + first, draws.data(), n * sizeof(NbDraw));
         Address draws_at = draws_device_ + static_cast<size_t>(first) * sizeof(NbDraw), ends_at = ends_device_;
         Address ids_at = ids_device_ + static_cast<size_t>(first) * sizeof(int32_t);
-        int     cached = cache_bytes_ > 0;
-        void   *args[] = {&logits, &n_vocab_, &draws_at, &ends_at, &n_ends_, &cached, &ids_at};
-        check(d_.launch(kernel_, static_cast<unsigned>(draws.size()), 1, 1, NB_GPU_THREADS, 1, 1,
-                        static_cast<unsigned>(cache_bytes_), stream_, args, nullptr),
+        // The draws travel while the logits are still being computed.
+        check(d_.toDevice(draws_at, draws_ + first, n * sizeof(NbDraw), stream_), "cuMemcpyHtoDAsync");
+        if (ready) check(d_.streamWait(stream_, ready, 0), "cuStreamWaitEvent");
+        int   cached = cache_bytes_ > 0;
+        void *args[] = {&logits, &n_vocab_, &draws_at, &ends_at, &n_ends_, &cached, &ids_at};
+        check(d_.launch(kernel_, static_cast<unsigned>(n), 1, 1, NB_GPU_THREADS, 1, 1, static_cast<unsigned>(cache_bytes_),
+                        stream_, args, nullptr),
               "cuLaunchKernel");
         if (taken) check(d_.eventRecord(taken, stream_), "cuEventRecord");
+        check(d_.toHost(ids_ + first, ids_at, n * sizeof(int32_t), stream_), "cuMemcpyDtoHAsync");
     }
     const int32_t *finish() override {
         enter();
         check(d_.streamSync(stream_), "cuStreamSynchronize");
         return ids_;
     }
-
     std::vector<int32_t> choose_from(const std::vector<float> &logits, std::vector<NbDraw> draws) override {
         enter();
-        Address      at   = 0;
-        float *const copy = host<float>(logits.size(), &at);
-        std::copy(logits.begin(), logits.end(), copy);
-        choose(nullptr, reinterpret_cast<const float *>(at), draws, 0, nullptr);
+        Address copy = 0;
+        check(d_.memAlloc(&copy, logits.size() * sizeof(float)), "cuMemAlloc");
+        check(d_.toDevice(copy, logits.data(), logits.size() * sizeof(float), stream_), "cuMemcpyHtoDAsync");
+        choose(nullptr, reinterpret_cast<const float *>(copy), draws, 0, nullptr);
         const int32_t       *ids = finish();
         std::vector<int32_t> out(ids, ids + draws.size());
-        host_.pop_back();
-        d_.hostFree(copy);
+        d_.memFree(copy);
         return out;
     }
 
@@ -229,12 +234,18 @@ class CudaGpu : public Gpu {
     // A context is current per thread; the loop's thread may be new.
     void enter() const { check(d_.setCurrent(context_), "cuCtxSetCurrent"); }
 
-    template <class T> T *host(size_t n, Address *device) {
+    // host makes a page-locked array of n, device one on the device.
+    template <class T> T *host(size_t n) {
         void *p = nullptr;
-        check(d_.hostAlloc(&p, n * sizeof(T), kPortableMapped), "cuMemHostAlloc");
+        check(d_.hostAlloc(&p, n * sizeof(T), kPortable), "cuMemHostAlloc");
         host_.push_back(p);
-        check(d_.hostAddress(device, p, 0), "cuMemHostGetDevicePointer");
         return static_cast<T *>(p);
+    }
+    Address device(size_t bytes) {
+        Address p = 0;
+        check(d_.memAlloc(&p, bytes), "cuMemAlloc");
+        memory_.push_back(p);
+        return p;
     }
 
     void prepare(const std::string &kernels, const std::vector<int32_t> &ends) {
@@ -250,15 +261,20 @@ class CudaGpu : public Gpu {
         check(d_.streamCreate(&stream_, kNonBlocking), "cuStreamCreate");
         check(d_.eventCreate(&begin_, kDefaultEvent), "cuEventCreate");
         check(d_.eventCreate(&end_, kDefaultEvent), "cuEventCreate");
-        draws_        = host<NbDraw>(static_cast<size_t>(rows_), &draws_device_);
-        ids_          = host<int32_t>(static_cast<size_t>(rows_), &ids_device_);
-        int32_t *list = host<int32_t>(ends.size() + 1, &ends_device_);
-        std::copy(ends.begin(), ends.end(), list);
+        const auto rows = static_cast<size_t>(rows_);
+        draws_          = host<NbDraw>(rows);
+        ids_            = host<int32_t>(rows);
+        draws_device_   = device(rows * sizeof(NbDraw));
+        ids_device_     = device(rows * sizeof(int32_t));
+        ends_device_    = device((ends.size() + 1) * sizeof(int32_t));
+        check(d_.toDevice(ends_device_, ends.data(), ends.size() * sizeof(int32_t), stream_), "cuMemcpyHtoDAsync");
+        check(d_.streamSync(stream_), "cuStreamSynchronize");
     }
     void close() {
         if (d_.setCurrent(context_) == 0) {
             if (stream_) d_.streamSync(stream_);
             for (void *p : host_) d_.hostFree(p);
+            for (Address p : memory_) d_.memFree(p);
             if (begin_) d_.eventDestroy(begin_);
             if (end_) d_.eventDestroy(end_);
             if (stream_) d_.streamDestroy(stream_);
@@ -271,11 +287,12 @@ class CudaGpu : public Gpu {
     int           device_      = 0, n_vocab_, n_ends_, rows_;
     size_t        cache_bytes_ = 0;
     Handle        context_ = nullptr, module_ = nullptr, kernel_ = nullptr, stream_ = nullptr, begin_ = nullptr, end_ = nullptr;
-    std::vector<void *> host_;
-    NbDraw             *draws_        = nullptr;
-    int32_t            *ids_          = nullptr;
-    Address             draws_device_ = 0, ids_device_ = 0, ends_device_ = 0;
-    int64_t             zero_ = 0, uncertainty_ = 0; // ns; host time of begin_
+    std::vector<void *>  host_;
+    std::vector<Address> memory_;
+    NbDraw              *draws_        = nullptr;
+    int32_t             *ids_          = nullptr;
+    Address              draws_device_ = 0, ids_device_ = 0, ends_device_ = 0;
+    int64_t              zero_ = 0, uncertainty_ = 0; // ns; host time of begin_
 };
 
 } // namespace
@@ -283,9 +300,13 @@ class CudaGpu : public Gpu {
 std::unique_ptr<Gpu> Gpu::open(const std::string &dir, int ordinal, int n_vocab, const std::vector<int32_t> &ends, int rows,
                                std::string *why) {
     const std::string path = dir + "/" + kGpuKernels;
-    std::ifstream     file(path, std::ios::binary);
-    const std::string kernels((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-    if (!file || kernels.empty()) {
+    std::string       kernels;
+    if (FILE *file = std::fopen(path.c_str(), "rb")) {
+        char part[1 << 14];
+        for (size_t n; (n = std::fread(part, 1, sizeof part, file)) > 0;) kernels.append(part, n);
+        std::fclose(file);
+    }
+    if (kernels.empty()) {
         *why = "there is no " + path;
         return nullptr;
     }

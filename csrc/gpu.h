@@ -21,6 +21,8 @@ class Gpu {
     // (kGpuKernels). NULL: it cannot be done, and why says why.
     static std::unique_ptr<Gpu> open(const std::string &dir, int ordinal, int n_vocab, const std::vector<int32_t> &ends, int rows,
                                      std::string *why);
+    // on_host runs the same kernel on the host, very slowly: for checks.
+    static std::unique_ptr<Gpu> on_host(int n_vocab, const std::vector<int32_t> &ends, int rows);
     virtual ~Gpu() = default;
 
     // choose starts the choice of one token per draw from logits, which are device

@@ -17,7 +17,7 @@ constexpr int kThreads = NB_GPU_THREADS;
 constexpr int kWarps   = kThreads / 32;
 constexpr int kBins    = 1024; // >= the 1017 values of a weight's upper bits; one per thread
 
-__device__ u64 fixed(float w) { return __float2ull_rz(w * 0x1p40f); } // NaN: 0
+__device__ u64 fixed(float w) { return w > 0 ? __float2ull_rz(w * 0x1p40f) : 0; } // NaN: 0
 
 __device__ u64 warp_sum(u64 x) {
     for (int d = 16; d > 0; d >>= 1) x += __shfl_down_sync(~0u, x, d);
@@ -92,10 +92,14 @@ struct Row {
 extern "C" __global__ void __launch_bounds__(kThreads)
     nb_sample(const float *logits, int n_vocab, const NbDraw *draws, const int *ends, int n_ends, int cached, int *ids) {
     static_assert(kThreads == kBins && kWarps == 32, "a thread per bin, a lane per warp");
+#ifdef NB_ON_HOST
+    float *const cache = shared_memory.data();
+#else
     extern __shared__ float cache[];
-    __shared__ Shared       s;
-    const NbDraw            d   = draws[blockIdx.x];
-    const int               tid = static_cast<int>(threadIdx.x), lane = tid & 31, warp = tid / 32;
+#endif
+    __shared__ Shared s;
+    const NbDraw      d   = draws[blockIdx.x];
+    const int         tid = static_cast<int>(threadIdx.x), lane = tid & 31, warp = tid / 32;
     Row row{logits + static_cast<size_t>(d.row) * n_vocab, nullptr, ends, (d.flags & NB_DRAW_NO_END) ? n_ends : 0, 0, 0};
 
     // The largest logit, of equal ones the lowest id; NaN never wins.

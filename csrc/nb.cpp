@@ -422,6 +422,8 @@ class LlamaModel : public Model {
         const std::string  name = dev ? ggml_backend_dev_name(dev) : "";
         if (!dev || params_.n_gpu_layers == 0) {
             why_host_ = "that is where the model runs";
+            // Asked for all the same: the same path with the kernel run on the host.
+            if (params_.sampling == NB_SAMPLE_DEVICE) gpu_ = Gpu::on_host(vocab_.n_vocab(), vocab_.end_tokens(), params_.n_slots);
         } else if (n > 1) {
             why_host_ = "the model runs on " + std::to_string(n) + " devices";
         } else if (params_.n_gpu_layers > 0 && params_.n_gpu_layers <= llama_model_n_layer(model_.get())) {
@@ -483,10 +485,14 @@ class LlamaModel : public Model {
                     {d.u, d.temperature, d.top_p, d.entry - static_cast<int>(from), d.no_end ? 1u * NB_DRAW_NO_END : 0u});
             }
             if (rows_.empty()) continue;
-            ggml_backend_event_record(ready_, stream());
-            gpu_->choose(ready_->context, static_cast<const float *>(keep_->logits->data), rows_, static_cast<int>(first),
-                         taken_->context);
-            if (to < batch.size()) ggml_backend_event_wait(stream(), taken_);
+            if (ready_) {
+                ggml_backend_event_record(ready_, stream());
+            } else { // on the host nothing is under way after this
+                llama_synchronize(ctx_.get());
+            }
+            gpu_->choose(ready_ ? ready_->context : nullptr, static_cast<const float *>(keep_->logits->data), rows_,
+                         static_cast<int>(first), taken_ ? taken_->context : nullptr);
+            if (taken_ && to < batch.size()) ggml_backend_event_wait(stream(), taken_);
         }
         if (draws->empty()) {
             llama_synchronize(ctx_.get());

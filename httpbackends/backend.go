@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -53,12 +54,14 @@ type Config struct {
 
 // backend is a server that was found ready.
 type backend struct {
-	cfg  Config
-	info bench.Info
-	addr string      // host:port
-	host string      // of the Host field
-	path string      // before the routes
-	tls  *tls.Config // nil: plain
+	cfg    Config
+	info   bench.Info
+	addr   string      // host:port
+	host   string      // of the Host field
+	path   string      // before the routes
+	tls    *tls.Config // nil: plain
+	loop   *loop       // of plain connections
+	stamps *os.File    // keepStamps
 
 	// closes is 1 if the server was found to close the connection after a sync
 	// answer, or a stream, whatever its header said. Atomic.
@@ -90,9 +93,27 @@ func Open(ctx context.Context, cfg Config) (bench.Backend, error) {
 	if err := b.parse(cfg.Endpoint); err != nil {
 		return nil, err
 	}
+	if b.tls == nil {
+		l, err := newLoop()
+		if err != nil {
+			return nil, err
+		}
+		b.loop = l
+	}
+	b.stamps = keepStamps()
+	if err := b.greet(ctx); err != nil {
+		b.Close()
+		return nil, err
+	}
+	return b, nil
+}
+
+// greet checks that the server is ready and asks it who it is.
+func (b *backend) greet(ctx context.Context) error {
+	cfg, name := &b.cfg, b.cfg.Server.Name
 	conn, err := b.dial(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	opened := conn.opened
 	conn.Close()
@@ -100,7 +121,7 @@ func Open(ctx context.Context, cfg Config) (bench.Backend, error) {
 	client := b.client()
 	get := func(path string, into any) error { return b.get(ctx, client, path, into) }
 	if err := get(cfg.Server.Health, nil); err != nil {
-		return nil, fmt.Errorf("%s at %s is not ready: %w", name, b.where(), err)
+		return fmt.Errorf("%s at %s is not ready: %w", name, b.where(), err)
 	}
 	b.info = bench.Info{
 		Backend: name, Engine: cfg.Server.Engine, Device: cfg.Device,
@@ -109,11 +130,11 @@ func Open(ctx context.Context, cfg Config) (bench.Backend, error) {
 	}
 	if cfg.Server.Identify != nil {
 		if err := cfg.Server.Identify(&b.info, get); err != nil {
-			return nil, fmt.Errorf("%s at %s does not say who it is, so it may be another kind of server: %w", name, b.where(), err)
+			return fmt.Errorf("%s at %s does not say who it is, so it may be another kind of server: %w", name, b.where(), err)
 		}
 	}
 	if cfg.Model != "" && b.info.Model != "" && cfg.Model != b.info.Model {
-		return nil, fmt.Errorf("%s at %s serves model %q, not %q: start it with that model, or give another endpoint", name, b.where(), b.info.Model, cfg.Model)
+		return fmt.Errorf("%s at %s serves model %q, not %q: start it with that model, or give another endpoint", name, b.where(), b.info.Model, cfg.Model)
 	}
 	if b.tls != nil && cfg.Insecure {
 		b.info.Notes = append(b.info.Notes, "TLS certificates were not verified (--insecure)")
@@ -122,7 +143,7 @@ func Open(ctx context.Context, cfg Config) (bench.Backend, error) {
 		b.cfg.Model = b.info.Model
 	}
 	b.info.Notes = append(b.info.Notes, fmt.Sprintf("opening a connection took %.3f ms (the first one; not part of any request's time)", float64(opened)/1e6))
-	return b, nil
+	return nil
 }
 
 // CheckEndpoint says what is wrong with the URL of a server's endpoint.
@@ -175,7 +196,7 @@ func (b *backend) where() string {
 func (b *backend) dial(ctx context.Context) (*wire, error) {
 	limited, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
 	defer cancel()
-	conn, err := open(limited, b.addr, b.tls)
+	conn, err := open(limited, b.addr, b.tls, b.loop)
 	if err == nil {
 		return conn, nil
 	}
@@ -286,7 +307,14 @@ func (b *backend) Info() bench.Info {
 	return info
 }
 
-func (b *backend) Close() error { return nil }
+// Close ends what the sessions wait with: close them before.
+func (b *backend) Close() error {
+	b.stamps.Close()
+	if b.loop == nil {
+		return nil
+	}
+	return b.loop.close()
+}
 
 // NewSession opens the session's connection.
 func (b *backend) NewSession(limits bench.Limits) (bench.Session, error) {

@@ -131,6 +131,7 @@ func (c capture) row(dir string) (row Server, chat bool) {
 type captureServer struct {
 	net.Listener
 	exchanges chan [][]byte // one per request; the connection is closed when it is empty
+	loop      *loop         // of its clients
 }
 
 func newCaptureServer(t *testing.T) *captureServer {
@@ -138,7 +139,7 @@ func newCaptureServer(t *testing.T) *captureServer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &captureServer{Listener: l, exchanges: make(chan [][]byte, 2)}
+	s := &captureServer{Listener: l, exchanges: make(chan [][]byte, 2), loop: testLoop(t)}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -196,7 +197,7 @@ type outcome struct {
 func (c capture) replay(t *testing.T, srv *captureServer, dir string, cut func([][]byte) [][]byte) (got outcome, marks []int32) {
 	t.Helper()
 	row, chat := c.row(dir)
-	b := &backend{cfg: Config{Server: row, Endpoint: "http://" + srv.Addr().String(), Model: "m", Chat: chat, ConnectTimeout: time.Minute}}
+	b := &backend{cfg: Config{Server: row, Endpoint: "http://" + srv.Addr().String(), Model: "m", Chat: chat, ConnectTimeout: time.Minute}, loop: srv.loop}
 	if err := b.parse(b.cfg.Endpoint); err != nil {
 		t.Fatal(err)
 	}

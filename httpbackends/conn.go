@@ -16,14 +16,11 @@ import (
 	"github.com/nativebench/nativebench/internal/bench"
 )
 
-// stampConn is a TCP connection that knows when the kernel received what was
-// read last. The kernel's receive stamp (SO_TIMESTAMPNS, socket(7)) is taken
-// when the segment reaches the host, so it does not contain the time until
-// this process got to run. A read that gathers several segments has the stamp
-// of the last one.
-type stampConn struct {
-	*net.TCPConn
-	raw   syscall.RawConn
+// arrivals knows when the kernel received what was read last from a socket. The
+// kernel's receive stamp (SO_TIMESTAMPNS, socket(7)) is taken when the segment
+// reaches the host, so it does not contain the time until this process got to
+// run. A read that gathers several segments has the stamp of the last one.
+type arrivals struct {
 	clock stampClock
 
 	first     int64 // arrival of the first bytes since begin that are an answer's, clock of bench.Now
@@ -31,14 +28,69 @@ type stampConn struct {
 	last      int64 // arrival of the bytes read last
 	unstamped int   // reads since begin that had to be timed by the user clock
 
+	msg unix.Msghdr // of recv, here lest they be made anew
+	iov unix.Iovec
+	oob [64]byte
+}
+
+// begin starts a new account of arrivals.
+func (a *arrivals) begin() { a.first, a.answered, a.last, a.unstamped = 0, false, 0, 0 }
+
+// recv reads once into p, which is not empty, and never waits. call is
+// syscall.Syscall or syscall.RawSyscall. Like recvmsg it returns 0 bytes at the
+// end of the stream.
+func (a *arrivals) recv(fd uintptr, p []byte, call func(trap, a1, a2, a3 uintptr) (uintptr, uintptr, syscall.Errno)) (int, syscall.Errno) {
+	a.iov.Base = &p[0]
+	a.iov.SetLen(len(p))
+	a.msg.Iov, a.msg.Control = &a.iov, &a.oob[0]
+	a.msg.SetIovlen(1)
+	n, errno := uintptr(0), unix.EINTR
+	for errno == unix.EINTR {
+		a.msg.SetControllen(len(a.oob))
+		n, _, errno = call(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&a.msg)), unix.MSG_DONTWAIT)
+	}
+	a.iov.Base = nil
+	if errno != 0 {
+		return 0, errno
+	}
+	if n > 0 {
+		at, ok := a.clock.arrival(receiveStamp(a.oob[:a.msg.Controllen]))
+		if !ok {
+			a.unstamped++
+		}
+		if a.last = at; a.first == 0 {
+			a.first = at
+		}
+	}
+	return int(n), 0
+}
+
+// keepStamps keeps the kernel's receive stamps on until the file is closed. The
+// kernel stamps what comes in only while some socket of the machine asks for
+// it, and starts a moment after the first one did: without this the first reads
+// of a connection, if no other is open, have no stamp. nil if that fails: the
+// user clock serves, and is counted.
+func keepStamps() *os.File {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1)
+	return os.NewFile(uintptr(fd), "stamps")
+}
+
+// stampConn is a TCP connection that stamps what it reads.
+type stampConn struct {
+	*net.TCPConn
+	arrivals
+	raw syscall.RawConn
+
 	// For recv, which is called by the poller and must not be a new closure
 	// each time.
 	recvFn func(fd uintptr) bool
 	buf    []byte
 	n      int
-	err    error
-	oob    [64]byte
-	oobn   int
+	errno  syscall.Errno
 }
 
 // dial connects to addr (host:port, IPv4 or IPv6) and turns receive stamps on.
@@ -63,24 +115,21 @@ func dial(ctx context.Context, addr string) (*stampConn, error) {
 		tcp.Close()
 		return nil, err
 	}
-	c := &stampConn{TCPConn: tcp, raw: raw, clock: newStampClock(readClocks)}
-	c.recvFn = c.recv
+	c := &stampConn{TCPConn: tcp, raw: raw, arrivals: arrivals{clock: newStampClock(readClocks)}}
+	c.recvFn = c.tryRecv
 	return c, nil
 }
-
-// begin starts a new account of arrivals.
-func (c *stampConn) begin() { c.first, c.answered, c.last, c.unstamped = 0, false, 0, 0 }
 
 // Read reads as net.Conn says and sets last.
 func (c *stampConn) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	c.buf, c.n, c.err, c.oobn = p, 0, nil, 0
+	c.buf = p
 	err := c.raw.Read(c.recvFn)
 	c.buf = nil
-	if err == nil {
-		err = c.err
+	if err == nil && c.errno != 0 {
+		err = os.NewSyscallError("recvmsg", c.errno)
 	}
 	if err != nil {
 		return 0, &net.OpError{Op: "read", Net: "tcp", Addr: c.RemoteAddr(), Err: err}
@@ -88,64 +137,36 @@ func (c *stampConn) Read(p []byte) (int, error) {
 	if c.n == 0 {
 		return 0, io.EOF
 	}
-	at, ok := c.clock.arrival(receiveStamp(c.oob[:c.oobn]))
-	if !ok {
-		c.unstamped++
-	}
-	if c.last = at; c.first == 0 {
-		c.first = at
-	}
 	return c.n, nil
 }
 
-// recv reads once; false sends the caller to the poller until there is more.
-func (c *stampConn) recv(fd uintptr) bool {
-	iov := unix.Iovec{Base: &c.buf[0]}
-	iov.SetLen(len(c.buf))
-	msg := unix.Msghdr{Iov: &iov, Control: &c.oob[0]}
-	msg.SetIovlen(1)
-	for {
-		msg.SetControllen(len(c.oob))
-		// Not RawSyscall, which costs a seventh less: with it, on a machine whose
-		// cores were all busy, many more events came to share a stamp.
-		n, _, errno := syscall.Syscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&msg)), unix.MSG_DONTWAIT)
-		switch errno {
-		case 0:
-			c.n, c.oobn = int(n), int(msg.Controllen)
-		case unix.EINTR:
-			continue
-		case unix.EAGAIN:
-			return false
-		default:
-			c.err = os.NewSyscallError("recvmsg", errno)
-		}
-		return true
-	}
+// tryRecv reads once; false sends the caller to the poller until there is more.
+func (c *stampConn) tryRecv(fd uintptr) bool {
+	// Not RawSyscall, which costs a seventh less: with it, on a machine whose
+	// cores were all busy, many more events came to share a stamp.
+	c.n, c.errno = c.recv(fd, c.buf, syscall.Syscall)
+	return c.errno != unix.EAGAIN
 }
 
-// idle reports whether the connection is open and nobody has sent anything. It
-// costs one system call.
-func (c *stampConn) idle() bool { return errors.Is(c.peek(), unix.EAGAIN) }
-
-// open reports whether the connection is open, with bytes to be read or not.
-func (c *stampConn) open() bool {
-	err := c.peek()
-	return err == nil || errors.Is(err, unix.EAGAIN)
-}
-
-// peek returns nil if there are bytes to be read, EAGAIN if there are none, and
-// another error if there never will be.
+// peek tells what a read would find: nil if there are bytes, EAGAIN if there are
+// none, and another error if there never will be.
 func (c *stampConn) peek() error {
 	var peeked error
 	err := c.raw.Read(func(fd uintptr) bool {
-		var b [1]byte
-		n, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		if peeked = err; err == nil && n == 0 {
-			peeked = io.EOF
-		}
+		peeked = peek(int(fd))
 		return true
 	})
 	return errors.Join(err, peeked)
+}
+
+// peek costs one system call.
+func peek(fd int) error {
+	var b [1]byte
+	n, _, err := unix.Recvfrom(fd, b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	if err == nil && n == 0 {
+		return io.EOF
+	}
+	return err
 }
 
 // receiveStamp finds the kernel's stamp (ns of CLOCK_REALTIME) among the
@@ -224,51 +245,57 @@ func abs(x int64) int64 { return max(x, -x) }
 
 // wire is a connection as http1.go uses it.
 type wire struct {
-	net.Conn            // encrypted where the endpoint says https
-	tcp      *stampConn // beneath
-	opened   int64      // how long opening it took, ns
+	net.Conn
+	loop   *loopConn // the same, if it is plain
+	in     *arrivals // of the socket beneath
+	peek   func() error
+	opened int64 // how long opening it took, ns
 }
 
-// fresh reports whether another request can be sent. Under TLS bytes may wait
-// that are no answer to anything (session tickets).
+// fresh reports whether another request can be sent: it is open and nobody has
+// sent anything. Under TLS bytes may wait that are no answer to anything
+// (session tickets).
 func (w *wire) fresh() bool {
-	if w.Conn == net.Conn(w.tcp) {
-		return w.tcp.idle()
-	}
-	return w.tcp.open()
+	err := w.peek()
+	return errors.Is(err, unix.EAGAIN) || err == nil && w.loop == nil
 }
 
 // sealedConn is a connection under TLS. Not all that arrives on it is an answer:
 // servers send session tickets after the handshake.
 type sealedConn struct {
 	*tls.Conn
-	tcp *stampConn // beneath
+	in *arrivals // of the socket beneath
 }
 
 // Read reads as net.Conn says and sets the arrival of the first bytes.
 func (c *sealedConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	if n > 0 && !c.tcp.answered {
-		c.tcp.first, c.tcp.answered = c.tcp.last, true
+	if n > 0 && !c.in.answered {
+		c.in.first, c.in.answered = c.in.last, true
 	}
 	return n, err
 }
 
-// open connects, with TLS if conf is not nil.
-func open(ctx context.Context, addr string, conf *tls.Config) (*wire, error) {
+// open connects, with TLS if conf is not nil, and else in the loop.
+func open(ctx context.Context, addr string, conf *tls.Config, l *loop) (*wire, error) {
 	t0 := bench.Now()
 	tcp, err := dial(ctx, addr)
 	if err != nil {
 		return nil, err
 	}
-	w := &wire{Conn: tcp, tcp: tcp}
+	w := &wire{}
 	if conf != nil {
 		secured := tls.Client(tcp, conf)
 		if err := secured.HandshakeContext(ctx); err != nil {
 			tcp.Close()
 			return nil, err
 		}
-		w.Conn = &sealedConn{secured, tcp}
+		w.Conn, w.in, w.peek = &sealedConn{secured, &tcp.arrivals}, &tcp.arrivals, tcp.peek
+	} else {
+		if w.loop, err = l.adopt(tcp); err != nil {
+			return nil, err
+		}
+		w.Conn, w.in, w.peek = w.loop, &w.loop.arrivals, w.loop.peek
 	}
 	w.opened = bench.Now() - t0
 	return w, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
+	"errors"
 	"io"
 	"log"
 	"net"
@@ -18,8 +19,20 @@ import (
 	"github.com/nativebench/nativebench/internal/bench"
 )
 
+// socket is a connection of ours of either kind.
+type socket struct {
+	net.Conn
+	*arrivals
+	peek func() error
+}
+
+func (s *socket) idle() bool { return errors.Is(s.peek(), unix.EAGAIN) }
+
+// kinds are the ways of ours to wait for a connection.
+var kinds = []string{"loop", "poller"}
+
 // peer returns a connection of ours and the other end.
-func peer(t *testing.T, addr string) (*stampConn, net.Conn) {
+func peer(t *testing.T, kind, addr string) (*socket, *net.TCPConn) {
 	t.Helper()
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
@@ -30,21 +43,47 @@ func peer(t *testing.T, addr string) (*stampConn, net.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.Close() })
+	s := &socket{c, &c.arrivals, c.peek}
+	if kind == "loop" {
+		c, err := testLoop(t).adopt(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s = &socket{c, &c.arrivals, c.peek}
+	}
+	t.Cleanup(func() { s.Close() })
 	other, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { other.Close() })
-	return c, other
+	return s, other.(*net.TCPConn)
+}
+
+// testLoop runs until the test ends.
+func testLoop(t testing.TB) *loop {
+	t.Helper()
+	l, err := newLoop()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.close() })
+	return l
+}
+
+// eachKind runs a test with both.
+func eachKind(t *testing.T, test func(t *testing.T, kind string)) {
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) { test(t, kind) })
+	}
 }
 
 // The stamp of what was read says when it came in: after the other side began
 // to write it and, where the kernel gives stamps, before we began to read.
 func TestStampIsOfArrival(t *testing.T) {
-	for _, addr := range []string{"127.0.0.1:0", "[::1]:0"} {
-		t.Run(addr, func(t *testing.T) {
-			c, other := peer(t, addr)
+	for _, tc := range [][2]string{{"loop", "127.0.0.1:0"}, {"loop", "[::1]:0"}, {"poller", "127.0.0.1:0"}, {"poller", "[::1]:0"}} {
+		t.Run(tc[0]+tc[1], func(t *testing.T) {
+			c, other := peer(t, tc[0], tc[1])
 			buf := make([]byte, 100)
 			var last int64
 			for i := range 20 {
@@ -80,8 +119,42 @@ func TestStampIsOfArrival(t *testing.T) {
 	}
 }
 
-func TestReadEnds(t *testing.T) {
-	c, other := peer(t, "127.0.0.1:0")
+// While a backend is open, the first read of each connection is stamped, though
+// no other connection is open.
+func TestFirstReadIsStamped(t *testing.T) {
+	newTestServer(t).open(t, nil)
+	unstamped := func() int {
+		c, other := peer(t, "loop", "127.0.0.1:0")
+		defer c.Close()
+		defer other.Close()
+		if _, err := io.WriteString(other, "hello"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Read(make([]byte, 8)); err != nil {
+			t.Fatal(err)
+		}
+		return c.unstamped
+	}
+	// The kernel begins a moment after it was asked to.
+	for tries := 0; unstamped() > 0; tries++ {
+		if tries == 1000 {
+			t.Skip("this kernel gives no receive stamps")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	n := 0
+	for range 100 {
+		n += unstamped()
+	}
+	if n > 0 {
+		t.Errorf("%d first reads of 100 were not stamped", n)
+	}
+}
+
+func TestReadEnds(t *testing.T) { eachKind(t, testReadEnds) }
+
+func testReadEnds(t *testing.T, kind string) {
+	c, other := peer(t, kind, "127.0.0.1:0")
 	if n, err := c.Read(nil); n != 0 || err != nil {
 		t.Errorf("an empty read: %d, %v", n, err)
 	}
@@ -128,7 +201,7 @@ func TestStampOverTLS(t *testing.T) {
 	conf := srv.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
 	conf.NextProtos = []string{"http/1.1"}
 	conf.ServerName = "example.com" // a name in the test certificate
-	w, err := open(context.Background(), srv.Listener.Addr().String(), conf)
+	w, err := open(context.Background(), srv.Listener.Addr().String(), conf, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +209,7 @@ func TestStampOverTLS(t *testing.T) {
 	if w.opened <= 0 {
 		t.Error("opening took no time")
 	}
-	w.tcp.begin()
+	w.in.begin()
 	before := bench.Now()
 	if _, err := io.WriteString(w, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
 		t.Fatal(err)
@@ -145,11 +218,11 @@ func TestStampOverTLS(t *testing.T) {
 	if err != nil || body != "hello" {
 		t.Fatalf("%q, %v", body, err)
 	}
-	if w.tcp.first < before || w.tcp.last > bench.Now() {
-		t.Errorf("stamps %d to %d", w.tcp.first, w.tcp.last)
+	if w.in.first < before || w.in.last > bench.Now() {
+		t.Errorf("stamps %d to %d", w.in.first, w.in.last)
 	}
 	// A certificate that nobody vouches for is refused.
-	if w, err := open(context.Background(), srv.Listener.Addr().String(), &tls.Config{ServerName: "example.com"}); err == nil {
+	if w, err := open(context.Background(), srv.Listener.Addr().String(), &tls.Config{ServerName: "example.com"}, nil); err == nil {
 		w.Close()
 		t.Error("an unknown certificate was accepted")
 	}
@@ -178,21 +251,21 @@ func TestFirstByteIsNoSessionTicket(t *testing.T) {
 	conf := srv.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
 	conf.NextProtos, conf.ServerName = []string{"http/1.1"}, "example.com"
 	conf.ClientSessionCache = tls.NewLRUClientSessionCache(1)
-	w, err := open(context.Background(), srv.Listener.Addr().String(), conf)
+	w, err := open(context.Background(), srv.Listener.Addr().String(), conf, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer w.Close()
 	for range 2 {
-		w.tcp.begin()
+		w.in.begin()
 		if _, err := io.WriteString(w, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
 			t.Fatal(err)
 		}
 		if body, err := readResponse(newHTTP1(w, 4096)); err != nil || body != "hello" {
 			t.Fatalf("%q, %v", body, err)
 		}
-		if at := <-answering; w.tcp.first < at || w.tcp.first > w.tcp.last {
-			t.Errorf("first byte at %d, last at %d; the server began to answer at %d", w.tcp.first, w.tcp.last, at)
+		if at := <-answering; w.in.first < at || w.in.first > w.in.last {
+			t.Errorf("first byte at %d, last at %d; the server began to answer at %d", w.in.first, w.in.last, at)
 		}
 	}
 	if tickets.Load() == 0 {
@@ -293,8 +366,10 @@ func TestReceiveStamp(t *testing.T) {
 }
 
 // Reading allocates nothing.
-func TestReadAllocates(t *testing.T) {
-	c, other := peer(t, "127.0.0.1:0")
+func TestReadAllocates(t *testing.T) { eachKind(t, testReadAllocates) }
+
+func testReadAllocates(t *testing.T, kind string) {
+	c, other := peer(t, kind, "127.0.0.1:0")
 	msg, buf := []byte("hello"), make([]byte, 100)
 	allocs := testing.AllocsPerRun(200, func() {
 		if _, err := other.Write(msg); err != nil {

@@ -119,7 +119,7 @@ func TestTGIHeldBack(t *testing.T) {
 func TestTGIAccount(t *testing.T) {
 	c := readCapture(t, "testdata/captures/tgi/generate-details.txt")
 	srv := newCaptureServer(t)
-	b := &backend{cfg: Config{Server: tgiServer(), Endpoint: "http://" + srv.Addr().String(), ConnectTimeout: time.Minute}}
+	b := &backend{cfg: Config{Server: tgiServer(), Endpoint: "http://" + srv.Addr().String(), ConnectTimeout: time.Minute}, loop: testLoop(t)}
 	if err := b.parse(b.cfg.Endpoint); err != nil {
 		t.Fatal(err)
 	}

@@ -25,6 +25,7 @@ type http1 struct {
 	framing   framing
 	left      int64 // bytes left of the body (framedByLength) or of the chunk
 	inChunk   bool  // a chunk's size was read
+	trailer   int   // bytes of the trailer read so far; -1: it has not begun
 	over      bool  // the body was read to its end
 }
 
@@ -83,6 +84,9 @@ var errCut = errors.New("the connection was closed before the answer was whole")
 // errSilent marks a connection that ended before a response began.
 var errSilent = errors.New("the connection was closed without an answer")
 
+// errAgain says that there are no bytes now, where reads do not wait.
+var errAgain = errors.New("no bytes yet")
+
 func newHTTP1(r io.Reader, size int) *http1 { return &http1{r: r, buf: make([]byte, size)} }
 
 // head reads the status line and the header fields of the next response,
@@ -105,7 +109,7 @@ func (h *http1) head() error {
 
 func (h *http1) oneHead() error {
 	h.header = header{account: account{-1, -1, -1, -1}}
-	h.framing, h.left, h.inChunk, h.over = framedByClose, 0, false, false
+	h.framing, h.left, h.inChunk, h.trailer, h.over = framedByClose, 0, false, -1, false
 	line, err := h.line()
 	if err != nil {
 		if errors.Is(err, errCut) && h.bytes == 0 {
@@ -194,7 +198,8 @@ func (h *http1) statusLine(line []byte) error {
 }
 
 // body returns the next piece of the response's body, as soon as there is one;
-// it is valid until the next call. io.EOF tells that the body is whole.
+// it is valid until the next call. io.EOF tells that the body is whole. After
+// errAgain it can be called again.
 func (h *http1) body() ([]byte, error) {
 	if h.over {
 		return nil, io.EOF
@@ -237,6 +242,9 @@ func (h *http1) body() ([]byte, error) {
 // nextChunk reads up to the first byte of the next chunk's data; at the last
 // chunk it reads the trailer and sets over.
 func (h *http1) nextChunk() error {
+	if h.trailer >= 0 {
+		return h.readTrailer()
+	}
 	if h.inChunk {
 		line, err := h.line()
 		if err != nil {
@@ -261,7 +269,12 @@ func (h *http1) nextChunk() error {
 	if n > 0 {
 		return nil
 	}
-	for total := 0; ; {
+	h.trailer = 0
+	return h.readTrailer()
+}
+
+func (h *http1) readTrailer() error {
+	for {
 		line, err := h.line()
 		if err != nil {
 			return err
@@ -270,7 +283,7 @@ func (h *http1) nextChunk() error {
 			h.over = true
 			return nil
 		}
-		if total += len(line); total > 64<<10 {
+		if h.trailer += len(line); h.trailer > 64<<10 {
 			return fmt.Errorf("%w: its trailer is over 64 KiB long", errProtocol)
 		}
 	}

@@ -219,7 +219,7 @@ func (s *session) ask(ctx context.Context, req *bench.Request, tr *bench.Trace) 
 	if s.unused {
 		tr.Connect, s.unused = conn.opened, false
 	}
-	conn.tcp.begin()
+	conn.in.begin()
 	stop := context.AfterFunc(ctx, func() {
 		// Ends a read or write under way at once.
 		_ = conn.SetDeadline(time.Unix(1, 0))
@@ -229,7 +229,7 @@ func (s *session) ask(ctx context.Context, req *bench.Request, tr *bench.Trace) 
 	}
 	err := s.exchange(tr)
 	passed := s.watch.end()
-	tr.Unstamped = conn.tcp.unstamped
+	tr.Unstamped = conn.in.unstamped
 	if err == nil {
 		err = s.answer.close()
 	}
@@ -334,7 +334,7 @@ func (s *session) exchange(tr *bench.Trace) error {
 	if err := s.http.head(); err != nil {
 		return err
 	}
-	tr.FirstByte = s.conn.tcp.first
+	tr.FirstByte = s.conn.in.first
 	s.answer.account = s.http.header.account
 	if s.http.status != http.StatusOK {
 		return s.refused()
@@ -355,41 +355,9 @@ func (s *session) readStream(tr *bench.Trace) error {
 		return s.wrongType("a stream")
 	}
 	s.events.reset(form.lines)
-	for {
-		piece, err := s.http.body()
-		s.answer.at = s.conn.tcp.last
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return err
-		}
-		if s.http.bytes > s.most {
-			return s.tooLong()
-		}
-		s.events.feed(piece)
-		for {
-			data, ok, err := s.events.next()
-			if tr.FirstLine == 0 && s.events.lines > 0 {
-				tr.FirstLine = s.answer.at
-			}
-			if err != nil {
-				return malformed(s.name(), "what cannot be read: %v", err)
-			}
-			if !ok {
-				break
-			}
-			if err := dialect.event(&s.answer, data); err != nil {
-				return err
-			}
-			if s.watch.on() {
-				s.watch.content.Store(s.answer.lastAt)
-			}
-			if s.answer.done {
-				tr.End = s.answer.at
-				return nil
-			}
-		}
+	err := s.eachEvent(tr)
+	if err != io.EOF {
+		return err
 	}
 	// The stream ended without its end mark. What is left may be an event cut
 	// short of its empty line.
@@ -413,6 +381,62 @@ func (s *session) readStream(tr *bench.Trace) error {
 	return nil
 }
 
+// eachEvent reads events until the last (nil), the end of the body (io.EOF) or
+// an error.
+func (s *session) eachEvent(tr *bench.Trace) error {
+	if s.conn.loop == nil {
+		return s.takeEvents(tr)
+	}
+	var err error
+	waited := s.conn.loop.each(func() (done, shared bool) {
+		before := tr.Coalesced
+		err = s.takeEvents(tr)
+		return err != errAgain, tr.Coalesced > before
+	})
+	if waited != nil {
+		return waited
+	}
+	return err
+}
+
+// takeEvents reads events as eachEvent says; errAgain: until there were none, and
+// there may be more.
+func (s *session) takeEvents(tr *bench.Trace) error {
+	for {
+		piece, err := s.http.body()
+		s.answer.at = s.conn.in.last
+		if err != nil {
+			return err
+		}
+		if s.http.bytes > s.most {
+			return s.tooLong()
+		}
+		s.events.feed(piece)
+		for {
+			data, ok, err := s.events.next()
+			if tr.FirstLine == 0 && s.events.lines > 0 {
+				tr.FirstLine = s.answer.at
+			}
+			if err != nil {
+				return malformed(s.name(), "what cannot be read: %v", err)
+			}
+			if !ok {
+				break
+			}
+			if err := s.b.cfg.Server.Dialect.event(&s.answer, data); err != nil {
+				return err
+			}
+			if s.watch.on() {
+				s.watch.content.Store(s.answer.lastAt)
+			}
+			if s.answer.done {
+				tr.End = s.answer.at
+				return nil
+			}
+		}
+	}
+}
+
 func (s *session) readWhole(tr *bench.Trace) error {
 	if !hasType(s.http.header.contentType, s.b.cfg.Server.Dialect.form().whole) {
 		return s.wrongType("JSON")
@@ -420,7 +444,7 @@ func (s *session) readWhole(tr *bench.Trace) error {
 	if err := s.readBody(s.most); err != nil {
 		return err
 	}
-	tr.End = s.conn.tcp.last
+	tr.End = s.conn.in.last
 	s.answer.at = tr.End
 	if len(s.sync) == 0 {
 		return bench.Fail(bench.Empty, "%s answers 200 with an empty body", s.name())

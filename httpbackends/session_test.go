@@ -416,7 +416,7 @@ func TestLearnsThatConnectionsClose(t *testing.T) {
 		if i > 0 && s.conn != nil {
 			t.Error("a connection is kept that the server closes")
 		}
-		for s.conn != nil && s.conn.tcp.idle() {
+		for s.conn != nil && s.conn.fresh() {
 			time.Sleep(time.Millisecond)
 		}
 	}
@@ -440,7 +440,7 @@ func TestStaleConnection(t *testing.T) {
 		if err := s.Generate(context.Background(), tr); err != nil { // goodAnswer closes
 			t.Fatal(err)
 		}
-		for s.conn != nil && s.conn.tcp.idle() {
+		for s.conn != nil && s.conn.fresh() {
 			time.Sleep(time.Millisecond)
 		}
 	}

@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "0e209a466cfd1fdb6e37de437375e46bc80eedf374abc8aeace603af38a21dfa"
+const SourceHash = "6b15e81d5c83b1c92b0f1e143250bc44ad785f287550f168169e8dbf6c74ec51"

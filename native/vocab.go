@@ -73,8 +73,10 @@ func (v *Vocab) Close() error {
 	return nil
 }
 
-// tokenize runs call with a buffer that holds any text's ids: a token has at
-// least one byte, besides BOS and a space that some tokenizers put in front.
+// tokenize runs call with a buffer that holds the ids of UTF-8: a token has at
+// least one byte, besides BOS and a space that some tokenizers put in front. Of
+// other text there may be more, since a space next to half a character becomes
+// three bytes; then call is run again.
 func tokenize(text string, bos bool, call func(text *C.char, n C.int64_t, flags C.uint32_t, ids *C.int32_t, room C.int32_t, count *C.int32_t, msg message) C.nb_status) ([]int32, error) {
 	msg := newMessage()
 	defer msg.free()
@@ -85,10 +87,16 @@ func tokenize(text string, bos bool, call func(text *C.char, n C.int64_t, flags 
 	}
 	var n C.int32_t
 	t := (*C.char)(unsafe.Pointer(unsafe.StringData(text + "\x00")))
-	if err := msg.err(call(t, C.int64_t(len(text)), flags, &ids[0], C.int32_t(len(ids)), &n, msg)); err != nil {
-		return nil, err
+	for {
+		if err := msg.err(call(t, C.int64_t(len(text)), flags, &ids[0], C.int32_t(len(ids)), &n, msg)); err != nil {
+			return nil, err
+		}
+		if int(n) <= len(ids) {
+			break
+		}
+		ids = make([]C.int32_t, n)
 	}
-	out := make([]int32, min(int(n), len(ids)))
+	out := make([]int32, n)
 	for i := range out {
 		out[i] = int32(ids[i])
 	}

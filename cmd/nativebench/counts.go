@@ -25,18 +25,11 @@ type counter struct {
 
 // vocabularyOf is the vocabulary, of those that llama.cpp's sources hold, that
 // stands for a model's own, and in what it differs; "" if it is the model's own.
-func vocabularyOf(key string) (file, differs string) {
-	switch key {
-	case "gpt2":
-		return "ggml-vocab-gpt-2.gguf", ""
-	case "phi-2":
-		return "ggml-vocab-gpt-2.gguf", "it is GPT-2's; Phi-2's own has tokens for runs of blanks besides"
-	case "llama-2-7b-chat":
-		return "ggml-vocab-llama-spm.gguf", ""
-	case "mistral-7b-instruct":
-		return "ggml-vocab-llama-spm.gguf", "it is Llama 2's; Mistral's own has other tokens"
+func vocabularyOf(m plan.Model) (file, differs string) {
+	if m.Shape.VocabPre != "" {
+		return m.Shape.VocabFile, fmt.Sprintf("it is another model's, without the tokens that %s has besides", m.Name)
 	}
-	return "", ""
+	return m.Shape.VocabFile, m.Shape.VocabNote
 }
 
 // counterOf opens what counts a model's prompts: the vocabulary in its weights,
@@ -44,7 +37,7 @@ func vocabularyOf(key string) (file, differs string) {
 // by the tokenizer of this program. Those two give the same ids.
 func (s *setup) counterOf(m plan.Model) (*counter, error) {
 	c := &counter{entry: results.PromptCount{Model: m.Key}, close: func() {}}
-	file, differs := vocabularyOf(m.Key)
+	file, differs := vocabularyOf(m)
 	path, hash := filepath.Join(s.engineDir, "vocab", file), ""
 	held := s.models[m.Key]
 	switch {

@@ -22,6 +22,7 @@ func pullCommand() *cli.Command {
 			"HF_ENDPOINT names a mirror, HF_HUB_OFFLINE forbids downloads.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "revision", Value: hub.DefaultRevision, Usage: "`REV`: branch, tag or commit"},
+			&cli.BoolFlag{Name: "verify", Usage: "read the files that are in the cache and check their hashes, too"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "say what would be downloaded, and stop"},
 		},
 		Action: pullModel,
@@ -75,6 +76,17 @@ func pullModel(c *cli.Context) error {
 	}
 	if n := todo.Fetch(); n > 0 {
 		fmt.Fprintf(c.App.Writer, "fetched and checked in %s\n", short(time.Since(began)))
+	}
+	if c.Bool("verify") {
+		err := s.Verify(ctx, func(at hub.State) { show.draw(fmt.Sprintf("checking: %s of %s", amount(at.Done), amount(at.Total))) })
+		show.erase()
+		if err != nil {
+			if stop.stopped() {
+				return exitStatus(exitInterrupted)
+			}
+			return fmt.Errorf("models pull: %w", err)
+		}
+		fmt.Fprintf(c.App.Writer, "checked: none of the %d files differs from its hash\n", len(s.Files))
 	}
 	fmt.Fprintf(c.App.Writer, "%s\n", s.Dir)
 	return nil

@@ -56,6 +56,21 @@ func TestModelsPull(t *testing.T) {
 	if seen := h.Requests(); len(seen) != 1 {
 		t.Errorf("again: asked for %v", seen)
 	}
+	weights := filepath.Join(dir, "model.safetensors")
+	content, err := os.ReadFile(weights)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if code, stdout, _ := invoke(t, "models", "pull", "gpt2", "--verify"); code != exitOK || !strings.Contains(stdout, "none of the 3 files differs") {
+		t.Errorf("verify: status %d\n%s", code, stdout)
+	}
+	content[9<<20] ^= 1
+	if err := os.WriteFile(weights, content, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, stderr := invoke(t, "models", "pull", "gpt2", "--verify"); code != exitError || !strings.Contains(stderr, "model.safetensors is damaged") {
+		t.Errorf("verify damage: status %d\n%s", code, stderr)
+	}
 	for _, args := range [][]string{{"models"}, {"models", "show", "gpt2"}} {
 		if _, stdout, _ := invoke(t, args...); !strings.Contains(stdout, "20 MiB, abababababab") {
 			t.Errorf("%v does not show what is in the cache:\n%s", args, stdout)

@@ -10,6 +10,7 @@
 package hub
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -42,9 +43,12 @@ type Snapshot struct {
 
 // File is one file of a snapshot.
 type File struct {
-	Name   string // within the snapshot, with slashes
-	Bytes  int64
-	SHA256 string // hexadecimal, of the content
+	Name  string // within the snapshot, with slashes
+	Bytes int64
+	// SHA256 is hexadecimal and of the content: of a large file that which its
+	// blob is named by, of others that of what was read just now. It is "" where
+	// a large file does not lie in such a blob; Verify fills it in.
+	SHA256 string
 }
 
 // Bytes is the size of all files.
@@ -228,7 +232,7 @@ func openSnapshot(cache, repo, commit string) (*Snapshot, error) {
 		} else if st.Size() == 0 && strings.HasSuffix(name, ".bin") {
 			return nil, missing("%s is empty", name)
 		}
-		sum, err := contentHash(p)
+		sum, err := contentHash(p, st.Size())
 		if err != nil {
 			return nil, err
 		}
@@ -239,21 +243,80 @@ func openSnapshot(cache, repo, commit string) (*Snapshot, error) {
 
 // contentHash is the SHA-256 of a file of a snapshot. A large file's blob is
 // named by it (file_download.py: the blob is named by the ETag, which for LFS
-// files is the SHA-256); others are read.
-func contentHash(p string) (string, error) {
-	if target, err := os.Readlink(p); err == nil && isSHA256(filepath.Base(target)) {
-		return filepath.Base(target), nil
+// files is the SHA-256); others are read, if they are small.
+func contentHash(p string, size int64) (string, error) {
+	if blob := blobOf(p); isSHA256(blob) {
+		return blob, nil
 	}
-	f, err := os.Open(p)
-	if err != nil {
-		return "", err
+	if size > maxIndexBytes {
+		return "", nil
 	}
-	defer f.Close()
 	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
+	if err := hashInto(context.Background(), h, p, func(int) {}); err != nil {
 		return "", err
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// blobOf is the name of the blob that a file of a snapshot is a link to, "" if it
+// is none.
+func blobOf(p string) string {
+	target, err := os.Readlink(p)
+	if err != nil {
+		return ""
+	}
+	return filepath.Base(target)
+}
+
+// hashInto reads a file into h; read hears of the bytes.
+func hashInto(ctx context.Context, h io.Writer, p string, read func(n int)) error {
+	f, err := os.Open(p)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	buffer := make([]byte, 1<<20)
+	for ctx.Err() == nil {
+		n, err := f.Read(buffer)
+		h.Write(buffer[:n]) // of a hash: never fails
+		read(n)
+		if err == io.EOF {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+	return context.Cause(ctx)
+}
+
+// Verify reads all files and holds them against the hashes that name their
+// blobs, and fills in the SHA256 that are not known. An error of Kind Corrupted
+// says what to delete.
+func (s *Snapshot) Verify(ctx context.Context, progress Progress) error {
+	state := State{Total: s.Bytes()}
+	for i, f := range s.Files {
+		p := filepath.Join(s.Dir, filepath.FromSlash(f.Name))
+		blob := blobOf(p)
+		sum := sha256.New()
+		named := blobHash(PlannedFile{Blob: blob, Bytes: f.Bytes})
+		if err := hashInto(ctx, io.MultiWriter(sum, named), p, func(n int) {
+			state.Done += int64(n)
+			if progress != nil {
+				progress(state)
+			}
+		}); err != nil {
+			return err
+		}
+		if (isSHA256(blob) || isCommit(blob)) && hex.EncodeToString(named.Sum(nil)) != blob {
+			real, err := filepath.EvalSymlinks(p)
+			if err != nil {
+				return err
+			}
+			return failure(Corrupted, "%s: %s is damaged, it is not what the hub's hash says: delete %s and pull the model again", s.Repo, f.Name, real)
+		}
+		s.Files[i].SHA256 = hex.EncodeToString(sum.Sum(nil))
+	}
+	return nil
 }
 
 // checkSafetensors holds a file's size against its header: the header's length

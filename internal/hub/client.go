@@ -133,10 +133,10 @@ func (c *Client) findToken() error {
 // target is what a request is about, for messages.
 type target struct{ repo, revision, file string }
 
-// send sends one request, and follows redirects while they stay on the
-// endpoint's host, where the token goes along. Elsewhere it never does: with
-// follow the request goes on without it, else the redirect is the answer. The
-// caller closes the body.
+// send sends one request and follows redirects; the token goes along while they
+// stay on the endpoint's host, and nowhere else. Without follow, the redirect
+// from the hub to the host that stores the file is the answer: it says which
+// file that is. The caller closes the body.
 func (c *Client) send(ctx context.Context, method string, to *url.URL, header http.Header, follow bool) (*http.Response, error) {
 	for range maxRedirects {
 		req, err := http.NewRequestWithContext(ctx, method, to.String(), nil)
@@ -162,12 +162,12 @@ func (c *Client) send(ctx context.Context, method string, to *url.URL, header ht
 		switch {
 		case err != nil || next.Host == "" || next.Scheme != "http" && next.Scheme != "https" || next.User != nil:
 			r.Body.Close()
-			return nil, failure(Unsafe, "%s redirects to an address that is not valid", to.Host)
+			return nil, failure(Unsafe, "%s redirects to an address that is not valid: check HF_ENDPOINT and proxies", to.Host)
 		case to.Scheme == "https" && next.Scheme != "https":
 			r.Body.Close()
-			return nil, failure(Unsafe, "%s redirects from https to http: not followed", to.Host)
-		case !c.atEndpoint(next) && !follow:
-			return r, nil
+			return nil, failure(Unsafe, "%s redirects from https to http, which is not followed: check HF_ENDPOINT and proxies", to.Host)
+		case !c.atEndpoint(next) && !follow && r.Header.Get("X-Repo-Commit") != "":
+			return r, nil // not the next hub of a mirror, but the storage host
 		}
 		r.Body.Close()
 		to = next
@@ -243,7 +243,10 @@ func (c *Client) persist(ctx context.Context, say func(string), do func() (progr
 		if failed++; moved {
 			failed, pause = 1, c.pause
 		}
-		if failed >= c.tries {
+		switch {
+		case failed >= c.tries && failed == 1:
+			return err
+		case failed >= c.tries:
 			return fmt.Errorf("%w (tried %d times)", err, failed)
 		}
 		wait := pause

@@ -93,7 +93,7 @@ func (c *Client) netFailure(ctx context.Context, host string, err error) error {
 	)
 	switch {
 	case errors.Is(err, errStalled) || errors.Is(context.Cause(ctx), errStalled):
-		return failure(Timeout, "%s sent nothing for %s: the network or the server is too slow; try again, what has arrived is kept", host, c.stall).again()
+		return failure(Timeout, "%s sent nothing for %s: the network or the server is too slow; try again, what has arrived of files is kept", host, c.stall).again()
 	case errors.As(err, &dns):
 		e := failure(NoNetwork, "the name %s cannot be resolved (%w): check the network, or set HF_ENDPOINT to a mirror, or use a model that is in the cache", host, err)
 		e.temporary = dns.IsTemporary && !dns.IsNotFound
@@ -107,7 +107,7 @@ func (c *Client) netFailure(ctx context.Context, host string, err error) error {
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
 		return failure(NoNetwork, "%s cannot be reached (%w): check the network, a proxy (HTTPS_PROXY) and HF_ENDPOINT", host, err).again()
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		return failure(Cut, "the connection to %s was cut (%w): try again, what has arrived is kept", host, err).again()
+		return failure(Cut, "the connection to %s was cut (%w): try again; what has arrived of files is kept", host, err).again()
 	}
 	return failure(NoNetwork, "%s: %w: check the network, a proxy (HTTPS_PROXY) and HF_ENDPOINT", host, err).again()
 }
@@ -138,7 +138,11 @@ func (c *Client) statusFailure(r *http.Response, what target) error {
 	case r.StatusCode == http.StatusForbidden:
 		return failure(BadToken, "the hub refuses access%s: check what the token in %s may read (%s)", said, cmp.Or(c.tokenFrom, "HF_TOKEN"), tokens)
 	case r.StatusCode == http.StatusTooManyRequests:
-		e := failure(RateLimited, "the hub limits the rate%s: try again later; with a token in HF_TOKEN the limit is higher", said).again()
+		advice := ""
+		if c.token == "" {
+			advice = "; with a token in HF_TOKEN the limit is higher"
+		}
+		e := failure(RateLimited, "the hub limits the rate%s: try again later%s", said, advice).again()
 		e.wait = retryAfter(r.Header)
 		return e
 	case r.StatusCode >= 500 || r.StatusCode == http.StatusRequestTimeout:

@@ -202,7 +202,7 @@ func TestFaults(t *testing.T) {
 		{
 			"cut without progress", func(e env) { e.hub.Fault(true, "GET", always, cut(0)) },
 			Cut,
-			[]string{"the connection to {storage} was cut", "what has arrived is kept"},
+			[]string{"the connection to {storage} was cut", "what has arrived of files is kept"},
 		},
 		{
 			"listing cut", func(e env) { e.hub.Fault(false, "GET /api/models", always, cut(100)) },
@@ -244,7 +244,7 @@ func TestFaults(t *testing.T) {
 			[]string{"cannot be reached", "HTTPS_PROXY"},
 		},
 		{
-			"no such host", func(e env) { e.client.endpoint.Host = "hub.invalid" },
+			"no such host", func(e env) { e.client.endpoint.Host, e.client.tries = "hub.invalid", 1 },
 			NoNetwork,
 			[]string{"the name hub.invalid cannot be resolved"},
 		},
@@ -400,12 +400,28 @@ func TestFaults(t *testing.T) {
 			NotAHub,
 			[]string{"answers 418"},
 		},
-		{name: "signature expired", do: func(e env) { e.hub.Fault(true, "GET", 2, status(403)) }},
+		{name: "signature expired", do: func(e env) {
+			e.hub.Fault(true, "GET", 3, func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				e.hub.Expire()
+				next.ServeHTTP(w, r)
+			})
+		}},
 		{
 			"storage refuses", func(e env) { e.hub.Fault(true, "GET", always, status(403)) },
 			Unavailable,
 			[]string{"{storage} refuses model-0000", "403 Forbidden"},
 		},
+		{name: "a mirror that redirects to another hub", do: func(e env) {
+			e.hub.Token = secret
+			token(e)
+			e.hub.Fault(false, "HEAD /owner", always, func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if strings.HasPrefix(r.Host, "localhost") {
+					next.ServeHTTP(w, r)
+					return
+				}
+				http.Redirect(w, r, strings.Replace(e.hub.URL, "127.0.0.1", "localhost", 1)+r.URL.Path, http.StatusPermanentRedirect)
+			})
+		}},
 		{
 			"redirect to a file", func(e env) {
 				e.hub.Fault(false, "HEAD", always, status(302, "X-Repo-Commit", commit, "Location", "file:///etc/passwd"))
@@ -421,7 +437,7 @@ func TestFaults(t *testing.T) {
 				e.client.endpoint.Scheme, e.client.endpoint.Host = "https", s.Listener.Addr().String()
 			},
 			Unsafe,
-			[]string{"redirects from https to http: not followed"},
+			[]string{"redirects from https to http, which is not followed"},
 		},
 		{
 			"redirect in a circle", func(e env) {
@@ -455,7 +471,7 @@ func TestFaults(t *testing.T) {
 				}))
 			},
 			NoSpace,
-			[]string{"33554432.0 GiB are to be fetched, and the disk of ", " free, ", " too little"},
+			[]string{"owner/model: 33554432.0 GiB are to be fetched, and the disk of ", " free, ", " too little"},
 		},
 		{
 			"no weights", func(e env) {
@@ -489,8 +505,8 @@ func TestFaults(t *testing.T) {
 			test.do(env{t, h, repo, c})
 			s, err := pullAll(t.Context(), c, "main")
 			for _, r := range h.Requests() {
-				if r.Storage && r.Authorization != "" {
-					t.Errorf("the token went to the storage host: %+v", r)
+				if r.Authorization != "" && (r.Storage || r.Host != strings.TrimPrefix(h.URL, "http://")) {
+					t.Errorf("the token went to another host: %+v", r)
 				}
 			}
 			if test.kind == "" {
@@ -510,6 +526,9 @@ func TestFaults(t *testing.T) {
 				if !strings.Contains(text, says) {
 					t.Errorf("%q does not say %q", text, says)
 				}
+			}
+			if strings.Count(text, name+": ") != 1 {
+				t.Errorf("%q does not name the model once", text)
 			}
 			if strings.ContainsAny(text, "\n\r") || strings.Contains(text, secret) || strings.Contains(text, "Signature") {
 				t.Errorf("not fit to print: %q", text)
@@ -546,6 +565,28 @@ func TestNoSnapshotBeforeAllIsHere(t *testing.T) {
 		if sum := b.Name(); !strings.Contains(sum, ".nativebench.") && hubtest.SHA256(content) != sum && hubtest.GitHash(content) != sum {
 			t.Errorf("the blob %s has other content", sum)
 		}
+	}
+}
+
+// config.json, without which nothing is a model, gets its name last.
+func TestConfigIsLinkedLast(t *testing.T) {
+	repo := whole()
+	_, c := setUp(t, repo)
+	dir := filepath.Join(repoFolder(c.cache, name), "snapshots", commit)
+	if err := os.MkdirAll(filepath.Join(dir, "config.json", "in the way"), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pullAll(t.Context(), c, ""); err == nil || !strings.Contains(err.Error(), "config.json") {
+		t.Fatalf("with a directory in the way of config.json: %v", err)
+	}
+	names, _, _ := chosenOf(repo)
+	for _, n := range names {
+		if st, err := os.Stat(filepath.Join(dir, n)); err != nil || n != "config.json" && st.Size() != int64(len(repo.Files[n])) {
+			t.Errorf("%s: %v", n, err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(dir, "../../refs/main")); !errors.Is(err, os.ErrNotExist) {
+		t.Error("the branch points to it")
 	}
 }
 

@@ -1,8 +1,10 @@
 package hub
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -71,6 +73,7 @@ func client(t *testing.T) *Client {
 		t.Fatal(err)
 	}
 	c.blockBytes, c.blocks, c.connections, c.pause, c.longestWait = 1000, 8, 4, time.Millisecond, 2*time.Second
+	c.http.Transport.(*http.Transport).Proxy = nil // whatever this machine has
 	t.Cleanup(c.http.CloseIdleConnections)
 	return c
 }
@@ -83,8 +86,18 @@ func pullAll(ctx context.Context, c *Client, revision string) (*Snapshot, error)
 	return c.Pull(ctx, plan, nil)
 }
 
-// wantSnapshot holds a snapshot against the repository, byte for byte.
+// wantSnapshot holds a snapshot against the repository, byte for byte, and wants
+// nothing else left of a pull.
 func wantSnapshot(t *testing.T, s *Snapshot, repo *hubtest.Repo) {
+	t.Helper()
+	wantFiles(t, s, repo)
+	leftovers, err := filepath.Glob(filepath.Join(s.Dir, "../../blobs/*nativebench*"))
+	if err != nil || len(leftovers) > 0 {
+		t.Errorf("left over: %v %v", leftovers, err)
+	}
+}
+
+func wantFiles(t *testing.T, s *Snapshot, repo *hubtest.Repo) {
 	t.Helper()
 	names, _, _ := chosenOf(repo)
 	var got []string
@@ -104,10 +117,6 @@ func wantSnapshot(t *testing.T, s *Snapshot, repo *hubtest.Repo) {
 	}
 	if s.Revision != repo.Commit {
 		t.Errorf("revision %s", s.Revision)
-	}
-	leftovers, err := filepath.Glob(filepath.Join(s.Dir, "../../blobs/*.nativebench.*"))
-	if err != nil || len(leftovers) > 0 {
-		t.Errorf("left over: %v %v", leftovers, err)
 	}
 }
 
@@ -172,6 +181,15 @@ func TestPullMakesASnapshotThatFindFinds(t *testing.T) {
 	if seen := h.Requests(); len(seen) > 0 {
 		t.Errorf("a pull of what is here asked the network: %v", seen)
 	}
+	if err := found.Verify(t.Context(), func(s State) { last = s }); err != nil || last.Done != want || last.Total != want {
+		t.Errorf("Verify: %v, %+v", err, last)
+	}
+	// Where the hub may not be asked, what is here is all there is.
+	c.offline = true
+	if s, err := pullAll(t.Context(), c, ""); err != nil || len(s.Files) != len(found.Files) {
+		t.Errorf("offline: %+v, %v", s, err)
+	}
+	c.offline = false
 	// Another name of the same commit costs the listing alone.
 	h.Forget()
 	if _, err := pullAll(t.Context(), c, "refs/pr/1"); err != nil {
@@ -182,5 +200,38 @@ func TestPullMakesASnapshotThatFindFinds(t *testing.T) {
 	}
 	if found, err := Find(name, "refs/pr/1"); err != nil || found.Revision != commit {
 		t.Errorf("found %+v, %v", found, err)
+	}
+}
+
+func TestVerifyFindsDamage(t *testing.T) {
+	repo := whole()
+	_, c := setUp(t, repo)
+	s, err := pullAll(t.Context(), c, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{"model-00002-of-00002.safetensors", "tokenizer.json"} {
+		path := filepath.Join(s.Dir, file)
+		damaged := bytes.Clone(repo.Files[file])
+		damaged[len(damaged)-1] ^= 1
+		if err := os.WriteFile(path, damaged, 0o666); err != nil {
+			t.Fatal(err)
+		}
+		blob, err := filepath.EvalSymlinks(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = s.Verify(t.Context(), nil)
+		if e := (*Error)(nil); !errors.As(err, &e) || e.Kind != Corrupted || !strings.Contains(err.Error(), file+" is damaged") || !strings.Contains(err.Error(), "delete "+blob+" and pull") {
+			t.Fatalf("%v", err)
+		}
+		// As it says:
+		if err := os.Remove(blob); err != nil {
+			t.Fatal(err)
+		}
+		if s, err = pullAll(t.Context(), c, ""); err != nil {
+			t.Fatal(err)
+		}
+		wantSnapshot(t, s, repo)
 	}
 }

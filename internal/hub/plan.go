@@ -31,6 +31,8 @@ type Plan struct {
 	Gated    bool   // the hub asks for accepted terms
 	Files    []PlannedFile
 	Cache    string // the directory
+
+	local *Snapshot // what the cache has, where the hub may not be asked
 }
 
 // PlannedFile is a file that loading the model needs.
@@ -38,7 +40,8 @@ type PlannedFile struct {
 	Name  string
 	Bytes int64
 	// Blob names the content: the SHA-256 of files in large file storage, else
-	// git's hash (SHA-1) of the blob. The cache's blobs have this name.
+	// git's hash (SHA-1) of the blob. The cache's blobs have this name. It is ""
+	// where the hub may not be asked.
 	Blob   string
 	Cached bool  // is in the cache, whole
 	Here   int64 // bytes of it in the cache, of an earlier pull too
@@ -68,7 +71,7 @@ func (p *Plan) CheckSpace() error {
 		var st unix.Statfs_t
 		err := unix.Statfs(dir, &st)
 		if err == nil {
-			free := int64(st.Bavail) * st.Bsize
+			free := int64(st.Bavail) * int64(st.Bsize)
 			if need := p.Fetch(); need > free {
 				return failure(NoSpace, "%s: %s are to be fetched, and the disk of %s has %s free, %s too little: make room, or set HF_HUB_CACHE to a directory on another disk",
 					p.Repo, size(need), p.Cache, size(free), size(need-free))
@@ -112,7 +115,8 @@ type modelInfo struct {
 
 // Plan asks the hub what a revision holds, chooses what loading the model needs,
 // and looks what of it is in the cache. Nothing is written. "" is the default
-// branch. Errors of the hub are *Error.
+// branch. With HF_HUB_OFFLINE only what is whole in the cache has a plan. Errors of
+// the hub are *Error.
 func (c *Client) Plan(ctx context.Context, repo, revision string) (*Plan, error) {
 	if revision == "" {
 		revision = DefaultRevision
@@ -132,6 +136,13 @@ func (c *Client) Plan(ctx context.Context, repo, revision string) (*Plan, error)
 
 func (c *Client) plan(ctx context.Context, repo, revision string) (*Plan, error) {
 	if c.offline {
+		if s, err := find(c.cache, repo, revision); err == nil {
+			p := &Plan{Repo: repo, Asked: revision, Revision: s.Revision, Cache: c.cache, local: s}
+			for _, f := range s.Files {
+				p.Files = append(p.Files, PlannedFile{Name: f.Name, Bytes: f.Bytes, Cached: true, Here: f.Bytes})
+			}
+			return p, nil
+		}
 		return nil, failure(Offline, "the hub may not be asked, HF_HUB_OFFLINE is set: unset it, or use a model that is in the cache (%s)", c.cache)
 	}
 	text, err := c.getSmall(ctx, c.at("blobs=true", "api/models", repo, "revision", url.PathEscape(revision)), target{repo: repo, revision: revision}, maxListingBytes)

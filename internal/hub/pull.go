@@ -3,7 +3,6 @@ package hub
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -37,6 +36,11 @@ type Progress func(State)
 // names. What has arrived is kept when it fails or is stopped, or the process is
 // killed; the next pull goes on there. Errors of the hub are *Error.
 func (c *Client) Pull(ctx context.Context, plan *Plan, progress Progress) (*Snapshot, error) {
+	if plan.Fetch() > 0 {
+		if err := plan.CheckSpace(); err != nil {
+			return nil, err
+		}
+	}
 	s, err := c.pull(ctx, plan, progress)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", plan.Repo, err)
@@ -45,14 +49,12 @@ func (c *Client) Pull(ctx context.Context, plan *Plan, progress Progress) (*Snap
 }
 
 func (c *Client) pull(ctx context.Context, plan *Plan, progress Progress) (*Snapshot, error) {
+	if plan.local != nil {
+		return plan.local, nil
+	}
 	p := &pull{Client: c, plan: plan, buffers: make(chan []byte, c.connections)}
 	for range c.connections {
 		p.buffers <- nil
-	}
-	if plan.Fetch() > 0 {
-		if err := plan.CheckSpace(); err != nil {
-			return nil, err
-		}
 	}
 	blobs := filepath.Join(repoFolder(c.cache, plan.Repo), "blobs")
 	if err := os.MkdirAll(blobs, 0o777); err != nil {
@@ -66,17 +68,17 @@ func (c *Client) pull(ctx context.Context, plan *Plan, progress Progress) (*Snap
 	// Large files first: the small ones then fill the gaps at the end.
 	files := slices.Clone(plan.Files)
 	slices.SortStableFunc(files, func(a, b PlannedFile) int { return int(min(max(b.Bytes-a.Bytes, -1), 1)) })
-	group, ctx := errgroup.WithContext(ctx)
+	group, inner := errgroup.WithContext(ctx)
 	group.SetLimit(c.connections)
 	for i, f := range files {
 		if !slices.ContainsFunc(files[:i], func(g PlannedFile) bool { return g.Blob == f.Blob }) {
-			group.Go(func() error { return p.file(ctx, f) })
+			group.Go(func() error { return p.file(inner, f) })
 		}
 	}
 	if err := group.Wait(); err != nil {
 		return nil, err
 	}
-	if err := p.link(); err != nil {
+	if err := p.link(ctx); err != nil {
 		return nil, diskFailure(c.cache, err)
 	}
 	return openSnapshot(c.cache, plan.Repo, plan.Revision)
@@ -136,8 +138,8 @@ func (p *pull) file(ctx context.Context, f PlannedFile) error {
 	blob := filepath.Join(repoFolder(p.cache, p.plan.Repo), "blobs", f.Blob)
 	if wholeBlob(blob, f.Bytes) {
 		p.done.Add(f.Bytes - f.Here)
-		os.Remove(blocksPath(blob)) // of a process that ended just after the blob was whole
-		return nil                  // without a lock: the cache may be one that can only be read
+		removePartial(blob) // of a pull that ended just after, or before another program made the blob
+		return nil          // without a lock: the cache may be one that can only be read
 	}
 	unlock, err := lockBlob(ctx, p.cache, p.plan.Repo, f.Blob, func() { p.say("waiting for another download of %s", f.Name) })
 	if err != nil {
@@ -160,7 +162,10 @@ func (p *pull) file(ctx context.Context, f PlannedFile) error {
 		switch {
 		case err != nil:
 		case whole:
-			err = diskFailure(p.cache, part.finish())
+			if err = part.finish(); err != nil && wholeBlob(blob, f.Bytes) {
+				err = nil // another program was faster
+			}
+			err = diskFailure(p.cache, err)
 		default:
 			p.done.Add(-f.Bytes)
 			counted = 0
@@ -412,42 +417,61 @@ func (s *source) read(ctx context.Context, from, to int64, take func(io.Reader) 
 }
 
 // link makes the snapshot out of the blobs: weights first, config.json last, so
-// that what looks like a model is one. Then the branch points to it.
-func (p *pull) link() error {
+// that what looks like a model is one. Then the branch points to it. What is in
+// place is left alone, and then nothing is written.
+func (p *pull) link(ctx context.Context) error {
 	folder := repoFolder(p.cache, p.plan.Repo)
-	dir := filepath.Join(folder, "snapshots", p.plan.Revision)
 	files := slices.Clone(p.plan.Files)
 	slices.SortStableFunc(files, func(a, b PlannedFile) int { return linkOrder(a) - linkOrder(b) })
+	type entry struct {
+		path   string
+		create func(temporary string) error
+	}
+	var todo []entry
 	for _, f := range files {
-		name := filepath.Join(dir, filepath.FromSlash(f.Name))
-		if err := os.MkdirAll(filepath.Dir(name), 0o777); err != nil {
-			return err
+		path := filepath.Join(folder, "snapshots", p.plan.Revision, filepath.FromSlash(f.Name))
+		if st, err := os.Stat(path); err == nil && st.Size() == f.Bytes {
+			continue // of an earlier download, or a copy on a disk without links
 		}
-		target, err := filepath.Rel(filepath.Dir(name), filepath.Join(folder, "blobs", f.Blob))
+		target, err := filepath.Rel(filepath.Dir(path), filepath.Join(folder, "blobs", f.Blob))
 		if err != nil {
 			return err
 		}
-		if st, err := os.Stat(name); err == nil && st.Size() == f.Bytes {
-			continue // of an earlier download, or a copy on a disk without links
+		todo = append(todo, entry{path, func(temporary string) error { return os.Symlink(target, temporary) }})
+	}
+	if p.plan.Asked != p.plan.Revision {
+		ref := filepath.Join(folder, "refs", filepath.FromSlash(p.plan.Asked))
+		if text, err := os.ReadFile(ref); err != nil || string(text) != p.plan.Revision {
+			todo = append(todo, entry{ref, func(temporary string) error { return os.WriteFile(temporary, []byte(p.plan.Revision), 0o666) }})
 		}
-		if err := p.replace(name, func(temporary string) error { return os.Symlink(target, temporary) }); err != nil {
+	}
+	if len(todo) == 0 {
+		return nil
+	}
+	unlock, err := lockBlob(ctx, p.cache, p.plan.Repo, "nativebench", func() { p.say("waiting for another pull") })
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	temporary := filepath.Join(folder, "blobs", "link.nativebench.tmp")
+	for _, e := range todo {
+		if err := os.MkdirAll(filepath.Dir(e.path), 0o777); err != nil {
+			return err
+		}
+		if err := os.Remove(temporary); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err // of a process that was killed
+		}
+		if err := e.create(temporary); err != nil {
+			return err
+		}
+		if err := os.Rename(temporary, e.path); err != nil {
+			return err
+		}
+		if err := syncDir(filepath.Dir(e.path)); err != nil {
 			return err
 		}
 	}
-	if err := syncDir(dir); err != nil {
-		return err
-	}
-	if p.plan.Asked == p.plan.Revision {
-		return nil
-	}
-	ref := filepath.Join(folder, "refs", filepath.FromSlash(p.plan.Asked))
-	if err := os.MkdirAll(filepath.Dir(ref), 0o777); err != nil {
-		return err
-	}
-	if text, err := os.ReadFile(ref); err == nil && string(text) == p.plan.Revision {
-		return nil
-	}
-	return p.replace(ref, func(temporary string) error { return os.WriteFile(temporary, []byte(p.plan.Revision), 0o666) })
+	return nil
 }
 
 func linkOrder(f PlannedFile) int {
@@ -458,18 +482,4 @@ func linkOrder(f PlannedFile) int {
 		return 0
 	}
 	return 1
-}
-
-// replace makes a file at path at once, out of one that create makes elsewhere
-// on the same disk, under a name that nobody else uses.
-func (p *pull) replace(path string, create func(temporary string) error) error {
-	temporary := filepath.Join(repoFolder(p.cache, p.plan.Repo), "blobs", rand.Text()+".nativebench.tmp")
-	err := create(temporary)
-	if err == nil {
-		err = os.Rename(temporary, path)
-	}
-	if err != nil {
-		os.Remove(temporary)
-	}
-	return err
 }

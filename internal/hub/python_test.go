@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -11,17 +12,21 @@ import (
 	"github.com/nativebench/nativebench/internal/hub/hubtest"
 )
 
-// pythonCommand runs a script in the Python environment with huggingface_hub and
-// Transformers, and the hub's variables as they are when it is made.
-func pythonCommand(t *testing.T, script string, args ...string) *exec.Cmd {
+// environments are Python environments with huggingface_hub and Transformers:
+// the present ones (2.4.0), and old ones (0.36.2).
+func environments() []string { return []string{"transformers", "transformers-4.36"} }
+
+// pythonCommand runs a script in a Python environment, with the hub's variables
+// as they are when it is made.
+func pythonCommand(t *testing.T, environment, script string, args ...string) *exec.Cmd {
 	t.Helper()
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		t.Skip("no cache directory: ", err)
 	}
-	program := filepath.Join(cache, "nativebench/python/transformers/bin/python")
+	program := filepath.Join(cache, "nativebench/python", environment, "bin/python")
 	if _, err := os.Stat(program); err != nil {
-		t.Skip("no Python environment (make python-transformers): ", err)
+		t.Skip("no Python environment (scripts/python-env.sh makes it): ", err)
 	}
 	cmd := exec.Command(program, append([]string{"-c", script}, args...)...)
 	for _, v := range os.Environ() {
@@ -34,12 +39,12 @@ func pythonCommand(t *testing.T, script string, args ...string) *exec.Cmd {
 }
 
 // python gives a function that runs a script and returns what it printed.
-func python(t *testing.T) func(script string, args ...string) string {
+func python(t *testing.T, environment string) func(script string, args ...string) string {
 	t.Helper()
-	pythonCommand(t, "") // skips the test early
+	pythonCommand(t, environment, "") // skips the test early
 	return func(script string, args ...string) string {
 		t.Helper()
-		cmd := pythonCommand(t, script, args...)
+		cmd := pythonCommand(t, environment, script, args...)
 		var stderr strings.Builder
 		cmd.Stderr = &stderr
 		out, err := cmd.Output()
@@ -53,7 +58,12 @@ func python(t *testing.T) func(script string, args ...string) string {
 // The hub of these tests behaves as the hub does in the eyes of the hub's own
 // client, and what that client downloads is found.
 func TestTheHubsOwnClientDownloadsFromOurHub(t *testing.T) {
-	run := python(t)
+	for _, environment := range environments() {
+		t.Run(environment, func(t *testing.T) { downloadByItsOwnClient(t, python(t, environment)) })
+	}
+}
+
+func downloadByItsOwnClient(t *testing.T, run func(script string, args ...string) string) {
 	repo := whole()
 	h, _ := setUp(t, repo)
 	h.Token, repo.Gated, repo.Grant = "hf_secret", "manual", true
@@ -65,7 +75,7 @@ from huggingface_hub import snapshot_download
 print(snapshot_download(sys.argv[1], revision=sys.argv[2], allow_patterns=sys.argv[3:] or None))`
 	// As vLLM does: the weights, and then one file after the other.
 	dir := run(snapshot, name, "main", "*.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
-	if _, err := Find(name, ""); !errors.Is(err, ErrMissing) || !strings.Contains(err.Error(), "model.safetensors.index.json: it is not there") {
+	if _, err := Find(name, ""); !errors.Is(err, ErrMissing) || !strings.Contains(err.Error(), "index") {
 		t.Fatalf("weights without their index: %v", err)
 	}
 	run(snapshot, name, "main", "*.safetensors.index.json")
@@ -94,12 +104,12 @@ try:
 except Exception as e:
     while e.__cause__ is not None and type(e).__name__ == "LocalEntryNotFoundError":
         e = e.__cause__
-    print(type(e).__name__)`
+    print(type(e).__name__.removeprefix("Remote")) # as it is called since 1.0`
 	for want, args := range map[string][]string{
-		"RepositoryNotFoundError":  {"owner/nothing", "config.json", "main"},
-		"RevisionNotFoundError":    {name, "config.json", "v9", h.Token},
-		"RemoteEntryNotFoundError": {name, "nothing.json", "main", h.Token},
-		"GatedRepoError":           {name, "README.md", "refs/pr/1"},
+		"RepositoryNotFoundError": {"owner/nothing", "config.json", "main"},
+		"RevisionNotFoundError":   {name, "config.json", "v9", h.Token},
+		"EntryNotFoundError":      {name, "nothing.json", "main", h.Token},
+		"GatedRepoError":          {name, "README.md", "refs/pr/1"},
 	} {
 		if got := run(failing, args...); got != want {
 			t.Errorf("%q: %s, want %s", args, got, want)
@@ -107,9 +117,67 @@ except Exception as e:
 	}
 }
 
+// What is pulled is a download of its own to the hub's own client, and what is
+// half pulled is nothing to it.
+func TestTheHubsOwnClientTakesOurDownloads(t *testing.T) {
+	const snapshot = `
+import sys
+from huggingface_hub import snapshot_download, hf_hub_download, scan_cache_dir
+try:
+    print(snapshot_download(sys.argv[1], local_files_only=sys.argv[2] == "local", allow_patterns=sys.argv[3:]))
+    print(scan_cache_dir().warnings)
+except FileNotFoundError as e:
+    print(type(e).__name__)`
+	for _, environment := range environments() {
+		t.Run(environment, func(t *testing.T) {
+			run := python(t, environment)
+			repo := whole()
+			h, c := setUp(t, repo)
+			names, _, _ := chosenOf(repo)
+			do, hangs := hanging(9)
+			h.Fault(true, "GET", -1, do)
+			ctx, cancel := context.WithCancel(t.Context())
+			go func() {
+				<-hangs
+				cancel()
+			}()
+			if _, err := pullAll(ctx, c, ""); !errors.Is(err, context.Canceled) {
+				t.Fatal(err)
+			}
+			h.Forget()
+			kept := marked(t, c, repo)
+			if got := run(snapshot, append([]string{name, "local"}, names...)...); got != "LocalEntryNotFoundError" {
+				t.Errorf("half a model is to it %q", got)
+			}
+			run(snapshot, append([]string{name, "online"}, names...)...) // it completes what is half here
+			s, err := Find(name, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Verify(t.Context(), nil); err != nil {
+				t.Fatal(err)
+			}
+			if kept == 0 {
+				t.Error("nothing was half here")
+			}
+			if s, err = pullAll(t.Context(), c, ""); err != nil {
+				t.Fatal(err)
+			}
+			wantSnapshot(t, s, repo) // and nothing left of ours
+			t.Setenv("HF_HOME", t.TempDir())
+			if s, err = pullAll(t.Context(), client(t), ""); err != nil {
+				t.Fatal(err)
+			}
+			if got := run(snapshot, append([]string{name, "local"}, names...)...); got != s.Dir+"\n[]" {
+				t.Errorf("a whole model is to it %q, want %s", got, s.Dir)
+			}
+		})
+	}
+}
+
 // What is pulled is loaded by Transformers, offline.
 func TestTransformersLoadsWhatWasPulled(t *testing.T) {
-	run := python(t)
+	run := python(t, "transformers")
 	src := t.TempDir()
 	run(`
 import sys

@@ -54,21 +54,22 @@ type jsonTool struct {
 }
 
 type jsonRun struct {
-	Label       string              `json:"label,omitempty"`
-	Dir         string              `json:"dir"`
-	RunID       string              `json:"run_id"`
-	Created     time.Time           `json:"created"`
-	Tool        results.Tool        `json:"nativebench"`
-	Plan        any                 `json:"plan"`
-	Environment results.Environment `json:"environment"`
-	Clock       results.Clock       `json:"clock"`
-	Models      []results.Model     `json:"models"`
-	Backends    []results.Backend   `json:"backends"`
-	Reference   string              `json:"reference"`
-	Damage      []string            `json:"damage"`
-	Cells       []jsonCell          `json:"cells"`
-	Loads       []jsonLoad          `json:"loads"`
-	Scaling     []jsonLine          `json:"context_scaling,omitempty"`
+	Label       string                `json:"label,omitempty"`
+	Dir         string                `json:"dir"`
+	RunID       string                `json:"run_id"`
+	Created     time.Time             `json:"created"`
+	Tool        results.Tool          `json:"nativebench"`
+	Plan        any                   `json:"plan"`
+	Environment results.Environment   `json:"environment"`
+	Clock       results.Clock         `json:"clock"`
+	Models      []results.Model       `json:"models"`
+	Counts      []results.PromptCount `json:"prompt_counts"`
+	Backends    []results.Backend     `json:"backends"`
+	Reference   string                `json:"reference"`
+	Damage      []string              `json:"damage"`
+	Cells       []jsonCell            `json:"cells"`
+	Loads       []jsonLoad            `json:"loads"`
+	Scaling     []jsonLine            `json:"context_scaling,omitempty"`
 }
 
 // jsonCell is where one planned cell stands.
@@ -192,7 +193,7 @@ func (v *runView) json() jsonRun {
 	m := v.Manifest
 	r := jsonRun{
 		Label: v.label, Dir: v.Dir, RunID: m.RunID, Created: m.Created, Tool: m.Tool, Plan: m.Plan, Environment: m.Environment,
-		Clock: m.Clock, Models: orEmpty(m.Models), Backends: orEmpty(m.Backends), Damage: orEmpty(v.Damage),
+		Clock: m.Clock, Models: orEmpty(m.Models), Counts: orEmpty(m.PromptCounts), Backends: orEmpty(m.Backends), Damage: orEmpty(v.Damage),
 		Cells: []jsonCell{}, Loads: []jsonLoad{},
 	}
 	if len(v.backends) > 0 {

@@ -262,7 +262,7 @@ func repair(s string) (string, error) {
 		case r > unicode.MaxRune:
 			return "", errors.New("the text has a character beyond U+10FFFF: it is not UTF-8")
 		case 0xd800 <= r && r < 0xe000:
-			out = append(out, s[i:i+n]...)
+			out = append(out, 0xe0|byte(r>>12), 0x80|byte(r>>6&0x3f), 0x80|byte(r&0x3f))
 		default:
 			out = utf8.AppendRune(out, r)
 		}

@@ -10,6 +10,9 @@
 // to first token runs from the kernel's receive stamp of the request to the
 // instant before the first write; a true gap lies between the instants before
 // two writes. Errors are |reported - true|, request by request and gap by gap.
+// A client that is slow to see the end of an answer asks for the next one late:
+// that is measured from the instant before the last write to the kernel's
+// receive stamp of the stream's next request.
 package main
 
 import (
@@ -70,6 +73,9 @@ type spread struct {
 }
 
 func spreadOf(x []int64) spread {
+	if len(x) == 0 {
+		return spread{}
+	}
 	slices.Sort(x)
 	at := func(q float64) int64 { return x[min(len(x)-1, int(q*float64(len(x))))] }
 	return spread{at(0.5), at(0.99), x[len(x)-1]}
@@ -89,6 +95,7 @@ type row struct {
 	TTFT      spread  `json:"ttft_error"`
 	Gap       spread  `json:"gap_error"`
 	Lateness  spread  `json:"server_lateness"`
+	Next      spread  `json:"next_request"`
 	Wall      int64   `json:"wall_ns"`
 	Ideal     int64   `json:"ideal_ns"`
 	Coalesced int     `json:"coalesced"`
@@ -138,8 +145,9 @@ func run() error {
 		return errors.New("only one core may be used: the server and the client need one each")
 	}
 	if !*asJSON {
-		fmt.Println("Errors are |reported - true|, p50 / p99 / max, ms. Late is how far the server's writes were off their schedule.")
-		fmt.Printf("%-9s %-6s %8s %8s %8s  %-24s %-24s %-24s %15s %9s %9s\n", "load", "client", "us/event", "allocs", "peak MB", "TTFT error", "gap error", "server late", "run time, s", "coalesced", "unstamped")
+		fmt.Println("Errors are |reported - true|, p50 / p99 / max, ms. Late is how far the server's writes were off their schedule,")
+		fmt.Println("next request how long after its last token a stream asked again (parsing, writing and sending of requests included).")
+		fmt.Printf("%-9s %-6s %8s %8s %8s  %-24s %-24s %-24s %-24s %15s %9s %9s\n", "load", "client", "us/event", "allocs", "peak MB", "TTFT error", "gap error", "server late", "next request", "run time, s", "coalesced", "unstamped")
 	}
 	for _, one := range loads {
 		if one.Tokens == 0 {
@@ -176,8 +184,8 @@ func (r row) print(asJSON bool) error {
 	if asJSON {
 		return json.NewEncoder(os.Stdout).Encode(r)
 	}
-	_, err := fmt.Printf("%-9s %-6s %8.2f %8.3f %8.1f  %-24v %-24v %-24v %7.3f/%7.3f %9d %9d\n", fmt.Sprintf("%dx%v", r.Streams, r.Rate), r.Client,
-		r.CPU, r.Allocs, float64(r.Peak)/1e6, r.TTFT, r.Gap, r.Lateness, float64(r.Wall)/1e9, float64(r.Ideal)/1e9, r.Coalesced, r.Unstamped)
+	_, err := fmt.Printf("%-9s %-6s %8.2f %8.3f %8.1f  %-24v %-24v %-24v %-24v %7.3f/%7.3f %9d %9d\n", fmt.Sprintf("%dx%v", r.Streams, r.Rate), r.Client,
+		r.CPU, r.Allocs, float64(r.Peak)/1e6, r.TTFT, r.Gap, r.Lateness, r.Next, float64(r.Wall)/1e9, float64(r.Ideal)/1e9, r.Coalesced, r.Unstamped)
 	return err
 }
 
@@ -226,7 +234,7 @@ func (l load) judge(kind string, a account, truth []served) (row, error) {
 	if len(known) != len(a.Requests) || len(truth) != len(known) {
 		return row{}, fmt.Errorf("%d requests were sent and %d answered (%d different)", len(a.Requests), len(truth), len(known))
 	}
-	var ttft, gap, late []int64
+	var ttft, gap, late, next []int64
 	for _, r := range a.Requests {
 		s := known[r.ID]
 		if len(r.Marks) != l.Tokens || len(s.Writes) != l.Tokens {
@@ -239,11 +247,14 @@ func (l load) judge(kind string, a account, truth []served) (row, error) {
 				gap = append(gap, abs((r.Marks[k]-r.Marks[k-1])-(at-s.Writes[k-1])))
 			}
 		}
+		if after, ok := known[r.ID+l.Streams]; ok { // of the same stream
+			next = append(next, after.Received-s.Writes[l.Tokens-1])
+		}
 	}
 	n := float64(l.events())
 	return row{
 		load: l, Client: kind, CPU: float64(a.CPU) / 1e3 / n, Allocs: float64(a.Allocs) / n, Peak: a.Peak,
-		TTFT: spreadOf(ttft), Gap: spreadOf(gap), Lateness: spreadOf(late),
+		TTFT: spreadOf(ttft), Gap: spreadOf(gap), Lateness: spreadOf(late), Next: spreadOf(next),
 		Wall: a.Wall, Ideal: l.ideal(), Coalesced: a.Coalesced, Unstamped: a.Unstamped, Clock: a.ClockUncertainty,
 	}, nil
 }

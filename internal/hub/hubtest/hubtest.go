@@ -35,6 +35,7 @@ type Hub struct {
 	seen    []Request
 	faults  []*fault
 	content map[string][]byte // large files by SHA-256
+	expired int               // how often all signatures have
 }
 
 // Repo is a model's repository with one commit.
@@ -49,7 +50,8 @@ type Repo struct {
 
 // Request is a request that arrived.
 type Request struct {
-	Storage       bool // at the storage host
+	Storage       bool   // at the storage host
+	Host          string // that was asked
 	Method, Path  string
 	Range         string
 	Authorization string
@@ -137,7 +139,7 @@ func GitHash(content []byte) string {
 func (h *Hub) handler(storage bool, serve http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h.mu.Lock()
-		h.seen = append(h.seen, Request{storage, r.Method, r.URL.Path, r.Header.Get("Range"), r.Header.Get("Authorization")})
+		h.seen = append(h.seen, Request{storage, r.Host, r.Method, r.URL.Path, r.Header.Get("Range"), r.Header.Get("Authorization")})
 		var hit *fault
 		for _, f := range h.faults {
 			if f.storage == storage && f.times != 0 && strings.Contains(r.Method+" "+r.URL.Path, f.match) {
@@ -302,7 +304,7 @@ func (h *Hub) serveFile(w http.ResponseWriter, r *http.Request, repoName string,
 		w.Header().Set("X-Linked-Size", fmt.Sprint(len(content)))
 		w.Header().Set("X-Linked-Etag", `"`+sum+`"`)
 		w.Header().Set("Accept-Ranges", "bytes")
-		w.Header().Set("Location", h.Storage+"/"+sum+"?X-Amz-Signature="+signature(sum))
+		w.Header().Set("Location", h.Storage+"/"+sum+"?X-Amz-Signature="+h.signature(sum))
 		w.WriteHeader(http.StatusFound)
 	default:
 		w.Header().Set("ETag", `"`+GitHash(content)+`"`)
@@ -311,7 +313,18 @@ func (h *Hub) serveFile(w http.ResponseWriter, r *http.Request, repoName string,
 	}
 }
 
-func signature(sum string) string { return SHA256([]byte("signed " + sum)) }
+// Expire makes all signed addresses that were given out invalid.
+func (h *Hub) Expire() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.expired++
+}
+
+func (h *Hub) signature(sum string) string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return SHA256(fmt.Appendf(nil, "signed %s %d", sum, h.expired))
+}
 
 func (h *Hub) serveStorage(w http.ResponseWriter, r *http.Request) {
 	sum := strings.TrimPrefix(r.URL.Path, "/")
@@ -321,7 +334,7 @@ func (h *Hub) serveStorage(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.Header.Get("Authorization") != "":
 		http.Error(w, "Only one auth mechanism allowed", http.StatusBadRequest)
-	case r.URL.Query().Get("X-Amz-Signature") != signature(sum):
+	case r.URL.Query().Get("X-Amz-Signature") != h.signature(sum):
 		http.Error(w, "AccessDenied", http.StatusForbidden)
 	case !ok:
 		http.Error(w, "NoSuchKey", http.StatusNotFound)
