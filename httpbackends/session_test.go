@@ -330,7 +330,9 @@ func TestRedial(t *testing.T) {
 			srv.set(func(c *call) {
 				if requests.Add(1) == 2 { // on the connection of the first
 					dropped.Store(bench.Now())
-					c.close = true
+					if c.close = true; !stream {
+						_ = c.Conn.(*net.TCPConn).SetLinger(0) // a reset
+					}
 					return
 				}
 				goodAnswer(c)
