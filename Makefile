@@ -10,6 +10,10 @@ LDFLAGS := -X main.version=$(VERSION)
 # Go's own defaults, less the notes on functions that NVML has deprecated and
 # go-nvml binds all the same.
 export CGO_CFLAGS ?= -g -O2 -Wno-deprecated-declarations
+# The functions of NVML are found when they are first called, after the library
+# was opened. Where the compiler binds at start by default (Ubuntu's does), the
+# program would not start.
+export CGO_LDFLAGS ?= -g -O2 -Wl,-z,lazy
 
 # Tools that check the code, pinned.
 GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
@@ -57,9 +61,14 @@ test-leaks: build ## 1,000 open/close and 10,000 requests, resident memory must 
 test-servers: engine ## the conformance suite against real vLLM and Transformers on CPU (SERVERS="vllm …", ENDPOINTS="tgi=URL …")
 	scripts/test-servers.sh $(SERVERS)
 
+.PHONY: test-models
+test-models: engine ## synthetic weights of every architecture against real Transformers: token ids and logits
+	scripts/test-models.sh
+
 .PHONY: test-gpu
-test-gpu: ## what NVML tells of this machine's NVIDIA GPUs, and what each call costs
+test-gpu: engine ## what NVML tells of this machine's NVIDIA GPUs and what each call costs; 200 load and release cycles must leak no GPU memory
 	NATIVEBENCH_TEST_GPU=1 $(GO) test -count=1 -v -run RealGPU ./internal/telemetry/nvml
+	NATIVEBENCH_TEST_GPU=1 NATIVEBENCH_ENGINE_DIR=$$(readlink -f bin/engine) $(GO) test -count=1 -v -run GPUMemoryComesBack ./cmd/nativebench
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME each (default 20s)

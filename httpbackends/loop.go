@@ -35,7 +35,7 @@ type loop struct {
 
 	ready  [128]unix.EpollEvent // ready[:n] was reported
 	n      int
-	pace   pace // run and what it calls only
+	pace   pace                  // run and what it calls only
 	pollFn func(fd uintptr) bool // poll
 }
 

@@ -190,6 +190,9 @@ func TestRealBackendsSideBySide(t *testing.T) {
 			}
 		}
 	}
+	if m := run.Manifest.Models[0]; m.Relative != "1 of 12 layers, width 64 of 768" || m.Layers != 1 || m.Width != 64 || !strings.Contains(stdout, "relative: "+m.Relative) {
+		t.Errorf("model %+v; a relative must be told from the model in\n%s", m, stdout)
+	}
 	if len(run.Manifest.Backends) != 2 || !run.Manifest.Models[0].Synthetic || !strings.Contains(strings.ToLower(stdout), "synthetic weights") {
 		t.Errorf("backends %+v, models %+v, report:\n%s", run.Manifest.Backends, run.Manifest.Models, stdout)
 	}
@@ -576,4 +579,23 @@ func running(pid int) bool {
 	}
 	_, after, _ := strings.Cut(string(b), ") ")
 	return !strings.HasPrefix(after, "Z") && !strings.HasPrefix(after, "X")
+}
+
+// TestRelativesAreWrittenAgain: a run whose synthetic weights are gone gets those
+// of the same size back.
+func TestRelativesAreWrittenAgain(t *testing.T) {
+	for _, c := range []struct {
+		of            results.Model
+		layers, width int
+	}{
+		{results.Model{Key: "gpt2", Layers: 12, Width: 768}, 0, 0},
+		{results.Model{Key: "gpt2", Layers: 2, Width: 768, Relative: "2 of 12 layers"}, 2, 0},
+		{results.Model{Key: "phi-2", Layers: 32, Width: 160, Relative: "width 160 of 2560"}, 0, 160},
+	} {
+		s := &setup{}
+		s.relativeOf(c.of)
+		if s.layers != c.layers || s.width != c.width {
+			t.Errorf("%+v: %d layers, width %d", c.of, s.layers, s.width)
+		}
+	}
 }

@@ -36,7 +36,7 @@ type execution struct {
 // result; an error means that results cannot be kept any more.
 func (x *execution) run(todo []int) (err error) {
 	x.seats = newSeats(x.place)
-	x.seats.alone = hasGPU() && x.engine.GPULayers != 0
+	x.seats.alone = (hasGPU() || len(x.gpus.used) > 0) && x.engine.GPULayers != 0
 	x.seats.gpus, x.seats.stopped = x.gpus, x.noteReleased
 	x.left = len(todo)
 	defer func() {

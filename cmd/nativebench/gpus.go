@@ -23,9 +23,12 @@ type gpuSet struct {
 	why    string // why there are none: "not available: …"
 }
 
+// openNVML is the driver's library; tests have a mock machine.
+var openNVML = nvml.Open
+
 // findGPUs opens the driver's library, once in a process: it stays open.
 func findGPUs() gpuSet {
-	lib, err := nvml.Open()
+	lib, err := openNVML()
 	if err != nil {
 		return gpuSet{why: err.Error()}
 	}
@@ -52,7 +55,6 @@ func (g gpuSet) note(e *results.Environment) {
 	}
 	e.Versions["nvidia_driver"], e.Versions["cuda_driver"], e.Versions["nvml"] = g.system.Driver, g.system.CUDA, g.system.NVML
 	for i, d := range g.used {
-		e.Devices = append(e.Devices, d.String())
 		e.GPUs = append(e.GPUs, results.GPU{
 			Device: d.Subject, Engine: engineName(i), Name: d.Name, UUID: d.UUID, MemoryB: d.MemoryBytes, PowerLimitW: d.PowerLimitW,
 			MIG: d.MIG, Persistence: d.Persistence, ECC: d.ECC, Processes: d.Processes,
@@ -101,13 +103,17 @@ func lookDevice(g gpuSet, d nvml.Device) (verdict, string, string) {
 	if d.Processes != "visible" {
 		costs = append(costs, "memory is that of the whole device, less what was in use before")
 	}
+	verdict := verdictOK
+	if len(costs) > 0 || d.MIG == "on" || strings.HasPrefix(d.MIG, "part") {
+		verdict = verdictWarn
+	}
+	if d.Processes == "visible" && telemetry.OwnPIDs() {
+		costs = append(costs, "this process is in a PID namespace of its own: whether the driver knows its processes by the same numbers is checked at each cell, else memory is that of the whole device, less what was in use before")
+	}
 	if d.MIG == "on" || strings.HasPrefix(d.MIG, "part") {
 		costs = append(costs, "power, energy, clocks and temperature are those of the whole board, other parts' work included")
 	}
-	if len(costs) > 0 {
-		return verdictWarn, text, strings.Join(costs, "; ")
-	}
-	return verdictOK, text, ""
+	return verdict, text, strings.Join(costs, "; ")
 }
 
 // memory is what is in use now, by device; those that do not tell are left out.

@@ -33,6 +33,8 @@ const (
 	fakeGate = "NATIVEBENCH_TEST_GATE"
 	// fakeHang, if set, makes the fourth request wait until it is cancelled.
 	fakeHang = "NATIVEBENCH_TEST_HANG"
+	// fakeRealTime, if set, makes the fake take the time that it says it took.
+	fakeRealTime = "NATIVEBENCH_TEST_REAL_TIME"
 )
 
 // noSleep spares each child the second for which the race detector otherwise
@@ -71,6 +73,7 @@ func testRegistry() registry {
 	return append(backends(),
 		fake("fake", func() (bench.Backend, error) {
 			cfg := config("fake")
+			cfg.Virtual = os.Getenv(fakeRealTime) == ""
 			if gate := os.Getenv(fakeGate); gate != "" {
 				cfg.OnGenerate = func(i int, _ *bench.Request) {
 					for i >= 3 {

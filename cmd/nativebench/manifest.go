@@ -139,12 +139,15 @@ func (s *setup) header(w io.Writer, todo []int) {
 	for _, key := range s.plan.Models {
 		if m := s.models[key]; m != nil {
 			row("model", "%s, %s, %s in %s", key, m.file.DType, gib(m.file.Bytes), m.file.Path)
-			if m.file.Synthetic {
+			switch {
+			case m.file.Synthetic && m.file.Relative != "":
+				row("", "synthetic weights: random numbers, the text that comes out means nothing")
+			case m.file.Synthetic:
 				row("", "synthetic weights: random numbers in the model's real shape; speed and memory are")
 				row("", "real, the text that comes out means nothing")
 			}
 			if m.file.Relative != "" {
-				row("", "NOT %s itself but a relative of it: %s", m.Name, m.file.Relative)
+				row("", "not %s itself but a relative, %s: its speed and memory are not the model's", key, m.file.Relative)
 			}
 			if m.shape.Vocabulary != "" {
 				row("", "vocabulary: %s", m.shape.Vocabulary)
@@ -164,7 +167,14 @@ func (s *setup) header(w io.Writer, todo []int) {
 		row("engine", "%s", line)
 	}
 	row("machine", "%s, %d cores, %s of memory (%s free)", s.machine.CPU, s.machine.Cores, gib(s.machine.Memory.TotalBytes), gib(s.machine.Memory.AvailableBytes))
-	for _, note := range append(slices.Clone(s.machine.Warnings), s.notes()...) {
+	for i, d := range s.gpus.used {
+		text := fmt.Sprintf("%s (%s), driver %s", d, engineName(i), s.gpus.system.Driver)
+		if used, known := s.gpus.memory()[d.Subject]; known {
+			text += fmt.Sprintf(", %s in use", gib(used))
+		}
+		row("gpu", "%s", text)
+	}
+	for _, note := range slices.Concat(s.machine.Warnings, s.gpus.notes, s.notes()) {
 		row("note", "%s", note)
 	}
 	row("results", "%s", filepath.Clean(s.out))

@@ -33,7 +33,7 @@ type model struct {
 // checkWeights refuses weights that cannot be had, before anything slow.
 func (s *setup) checkWeights() error {
 	if s.weights != synthetic && (s.layers != 0 || s.width != 0) {
-		return refuse("--layers %d, --width %d: they are for synthetic weights, and --weights is %s: leave them away", s.layers, s.width, s.weights)
+		return refuse("--layers and --width are of synthetic weights, and --weights is %s: leave them away", s.weights)
 	}
 	if len(s.holders()) == 0 {
 		return nil

@@ -77,7 +77,7 @@ type Cell struct {
 	GPU        GPU
 	GPUMissing string
 	// Partial: the cell did not run to its end, so that what it has one value of
-	// is not compared. Busy: other programs took of the machine meanwhile.
+	// is not compared. Busy: other programs took of the machine, or of a GPU, meanwhile.
 	Partial, Busy bool
 }
 

@@ -120,7 +120,7 @@ func Models() []Model {
 			Shape: Shape{
 				Layers: 32, Width: 4096, Heads: 32, KVHeads: 8, FFN: 14336, Vocab: 32000, Epsilon: 1e-5,
 				RopeTheta: 10000, RopeDims: 128, VocabFile: "ggml-vocab-llama-spm.gguf",
-				VocabNote: "Llama 2's vocabulary in place of Mistral's own, which has as many tokens",
+				VocabNote: "Llama 2's vocabulary in place of Mistral's own, which has as many tokens but other ones",
 			},
 		},
 		{

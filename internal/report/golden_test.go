@@ -51,6 +51,7 @@ func fixtures() map[string][]*results.Run {
 		"pair": pairFixture(),
 		"four": {fourFixture()},
 		"one":  {oneFixture()},
+		"gpu":  {gpuFixture()},
 	}
 }
 

@@ -70,6 +70,7 @@ type jsonRun struct {
 	Cells       []jsonCell            `json:"cells"`
 	Loads       []jsonLoad            `json:"loads"`
 	Scaling     []jsonLine            `json:"context_scaling,omitempty"`
+	VRAM        []jsonVRAM            `json:"gpu_memory,omitempty"`
 }
 
 // jsonCell is where one planned cell stands.
@@ -81,6 +82,8 @@ type jsonCell struct {
 	Memory   []bench.MemoryPart `json:"memory,omitempty"`
 	Host     *results.HostUse   `json:"host,omitempty"`
 	Server   *results.ServerUse `json:"server,omitempty"`
+	GPU      []results.GPUUse   `json:"gpu,omitempty"`
+	NoGPU    string             `json:"gpu_missing,omitempty"`
 	Warnings []string           `json:"warnings,omitempty"`
 }
 
@@ -202,7 +205,7 @@ func (v *runView) json() jsonRun {
 	for _, c := range v.cells {
 		j := jsonCell{ID: c.ID, State: string(c.State), Attempts: c.Attempts, Why: c.Why()}
 		if e := c.Event; e != nil {
-			j.Memory, j.Host, j.Server, j.Warnings = e.Memory, e.Host, e.Server, e.Warnings
+			j.Memory, j.Host, j.Server, j.GPU, j.NoGPU, j.Warnings = e.Memory, e.Host, e.Server, e.GPU, e.GPUMissing, e.Warnings
 		}
 		r.Cells = append(r.Cells, j)
 	}
@@ -216,6 +219,7 @@ func (v *runView) json() jsonRun {
 		}
 		r.Loads = append(r.Loads, j)
 	}
+	r.VRAM = v.vramJSON()
 	for _, sweep := range v.sweepLoads() {
 		for _, b := range v.backends {
 			for _, key := range sweepMetrics() {

@@ -23,6 +23,8 @@ func (d *document) sections() (all []section) {
 		all = append(all, v.phases()...)
 		all = append(all, v.servers()...)
 		all = append(all, v.memory()...)
+		all = append(all, v.vram()...)
+		all = append(all, v.gpus()...)
 		all = append(all, v.about()...)
 	}
 	all = append(all, d.across()...)
@@ -76,6 +78,12 @@ func (v *runView) heading() section {
 		say("prompts", "%s", countText(c))
 	}
 	say("machine", "%s", environment(m.Environment))
+	if why := m.Environment.GPUsMissing; why != "" {
+		say("gpu", "%s", why)
+	}
+	for _, g := range m.Environment.GPUs {
+		say("gpu", "%s", gpuText(g, m.Environment.Versions))
+	}
 	say("plan", "%s", v.planText())
 	say("when", "%s, nativebench %s", v.when(), toolText(m.Tool))
 	say("run", "%s", v.Dir)
@@ -176,6 +184,23 @@ func environment(e results.Environment) string {
 		text = append(text, "governor "+e.Governor)
 	}
 	return strings.Join(text, " · ")
+}
+
+// gpuText is a GPU in one line.
+func gpuText(g results.GPU, versions map[string]string) string {
+	text := []string{g.Device + ", " + g.Engine + " to the engine", g.Name}
+	if g.MemoryB > 0 {
+		text = append(text, bytesText(g.MemoryB))
+	}
+	if g.PowerLimitW > 0 {
+		text = append(text, fmt.Sprintf("limit %.0f W", g.PowerLimitW))
+	}
+	for _, v := range []struct{ name, key string }{{"driver", "nvidia_driver"}, {"CUDA up to", "cuda_driver"}} {
+		if versions[v.key] != "" {
+			text = append(text, v.name+" "+versions[v.key])
+		}
+	}
+	return strings.Join(append(text, "MIG "+g.MIG, "ECC "+g.ECC), " · ")
 }
 
 func toolText(t results.Tool) string {

@@ -287,11 +287,11 @@ func (v *runView) memoryOf(model string) (grid, bool) {
 					}
 				}
 				all += size
-				r.cells = append(r.cells, sizeField(size, len(parts) > 0))
+				r.cells = append(r.cells, mebibytes(size, len(parts) > 0))
 			}
-			r.cells = append(r.cells, sizeField(all, len(parts) > 0))
+			r.cells = append(r.cells, mebibytes(all, len(parts) > 0))
 			if i == 0 {
-				r.cells = append(r.cells, sizeField(rss, rss > 0), sizeField(pss, pss > 0))
+				r.cells = append(r.cells, mebibytes(rss, rss > 0), mebibytes(pss, pss > 0))
 			} else {
 				r.cells = append(r.cells, field{}, field{})
 			}
@@ -301,13 +301,20 @@ func (v *runView) memoryOf(model string) (grid, bool) {
 	return g, found
 }
 
+// mebibytes is sizeField without the unit, where the head has it.
+func mebibytes(b float64, known bool) field {
+	f := sizeField(b, known)
+	f.aside = ""
+	return f
+}
+
 // sizeField prints bytes in MiB, which is fine enough for buffers and still
 // short for weights.
 func sizeField(b float64, known bool) field {
 	if !known {
 		return field{main: "—", tone: faint}
 	}
-	return field{main: fixed(b/(1<<20), 1)}
+	return field{main: fixed(b/(1<<20), 1), aside: "MiB"}
 }
 
 // engineMemory is the engine's own account of its largest cell.

@@ -350,6 +350,20 @@ func TestSyntheticWeightsAreNamed(t *testing.T) {
 	}
 }
 
+// TestRelativesAreNamed: no format shows numbers of a shortened relative as the
+// model's, and what stands in for a vocabulary is told.
+func TestRelativesAreNamed(t *testing.T) {
+	run := fullFixture()
+	m := &run.Manifest.Models[0]
+	m.Relative, m.Tokenizer = "2 of 32 layers", "another's vocabulary"
+	for _, f := range Formats() {
+		out := string(write(t, func(b *bytes.Buffer) error { return f.Write(b, []*results.Run{run}, Options{}) }))
+		if !strings.Contains(out, "2 of 32 layers") || f.Name == "terminal" && (strings.Count(out, "relative: 2 of 32 layers") < 3 || strings.Contains(out, "real shape") || !strings.Contains(out, "vocabulary: another's vocabulary")) {
+			t.Errorf("%s does not say that a relative was measured:\n%.3000s", f.Name, out)
+		}
+	}
+}
+
 func TestPromptsThatDiffer(t *testing.T) {
 	f := newFixture("runs/x", "native", "llama-server")
 	for _, b := range []string{"native", "llama-server"} {

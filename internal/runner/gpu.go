@@ -138,7 +138,7 @@ func gpuWarnings(u *results.GPUUse) (warnings []string) {
 	}
 	var held []string
 	for _, reason := range slices.Sorted(maps.Keys(u.Throttled)) {
-		if share := u.Throttled[reason]; share >= throttledShare {
+		if share := u.Throttled[reason]; share >= throttledShare && reason != telemetry.ClocksByUser {
 			held = append(held, fmt.Sprintf("%s in %.0f %% of the samples", reason, 100*share))
 		}
 	}

@@ -96,20 +96,35 @@ func completion(t *testing.T, base, prompt string) (tokens []int, logprobs []flo
 	return got.Tokens, logprobs
 }
 
-// TestTextIsVaried lets llama.cpp run a small relative: its file is taken, and
-// greedy decoding neither stands still, nor ends, nor forgets its prompt.
+// TestTextIsVaried lets llama.cpp run a small relative of each architecture: its
+// file is taken, and greedy decoding neither stands still, nor ends, nor forgets
+// its prompt.
 func TestTextIsVaried(t *testing.T) {
 	dir := os.Getenv("NATIVEBENCH_ENGINE_DIR")
 	if dir == "" {
 		t.Skip("NATIVEBENCH_ENGINE_DIR is not set: no llama-server to try the model in")
 	}
-	s := Spec{Model: "gpt2", Seed: 1, Layers: 2, Width: 128, VocabDir: filepath.Join(dir, "vocab")}
-	for _, need := range []string{filepath.Join(dir, "llama-server"), filepath.Join(s.VocabDir, "ggml-vocab-gpt-2.gguf")} {
-		if _, err := os.Stat(need); errors.Is(err, fs.ErrNotExist) {
-			t.Skipf("NATIVEBENCH_ENGINE_DIR lacks %s", need)
-		}
+	if _, err := os.Stat(filepath.Join(dir, "llama-server")); errors.Is(err, fs.ErrNotExist) {
+		t.Skipf("NATIVEBENCH_ENGINE_DIR lacks %s", filepath.Join(dir, "llama-server"))
 	}
-	base := startServer(t, dir, write(t, s, t.TempDir()).GGUF)
+	for _, s := range []Spec{
+		{Model: "gpt2", Width: 128},
+		{Model: "phi-2", Width: 160},
+		{Model: "llama-2-7b-chat", Width: 256},
+		{Model: "mistral-7b-instruct", Width: 512},
+	} {
+		t.Run(s.Model, func(t *testing.T) {
+			s.Seed, s.Layers, s.VocabDir, s.GGUFOnly = 1, 2, filepath.Join(dir, "vocab"), true
+			if err := s.Check(); errors.Is(err, fs.ErrNotExist) {
+				t.Skip(err)
+			}
+			textIsVaried(t, startServer(t, dir, write(t, s, t.TempDir()).GGUF))
+		})
+	}
+}
+
+func textIsVaried(t *testing.T, base string) {
+	t.Helper()
 	answers := map[string]bool{}
 	for _, prompt := range []string{"The quick brown fox", "def fibonacci(n):", "안녕하세요, 오늘 날씨가 어때요?"} {
 		tokens, logprobs := completion(t, base, prompt)
@@ -127,16 +142,19 @@ func TestTextIsVaried(t *testing.T) {
 		if p := period(tokens); p > 0 {
 			t.Errorf("%q: the text repeats itself every %d tokens: %v", prompt, p, tokens)
 		}
-		sure := 0
+		sure, unsure := 0, 0
 		for _, l := range logprobs {
 			if l > -0.01 {
 				sure++
 			}
+			if l < -4 {
+				unsure++
+			}
 		}
-		if sure > len(logprobs)/4 {
-			t.Errorf("%q: %d of %d tokens had no rival", prompt, sure, len(logprobs))
+		if sure > len(logprobs)/4 || unsure > len(logprobs)/4 {
+			t.Errorf("%q: of %d tokens %d had no rival, and %d a hundred", prompt, len(logprobs), sure, unsure)
 		}
-		t.Logf("%q: %d distinct tokens of 150", prompt, len(distinct))
+		t.Logf("%q: %d distinct tokens of 150, %d without a rival, %d with a hundred", prompt, len(distinct), sure, unsure)
 		answers[fmt.Sprint(tokens)] = true
 	}
 	if len(answers) != 3 {

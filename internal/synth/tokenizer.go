@@ -46,7 +46,7 @@ const (
 // Phi-2's tokenizer is CodeGen's, whose source code needs no more room for
 // indentation than runs of 31 to 2 blanks and 9 to 2 tabs: llama.cpp's converter
 // knows the tokenizer by a hash of what it does, and knows this one by it
-// (TestPhi2Vocabulary).
+// (TestTokenizersAreThoseOfTheHub).
 func addedTokens(pre string) (list []string) {
 	if pre != "phi-2" {
 		return nil

@@ -196,10 +196,12 @@ func (l *Log) own(u *GPUUse, window [2]int64, ask GPUAsked, known func(series, n
 		peak := int64(standing(tree, window, math.Max))
 		rose := u.Peak - u.Before
 		switch {
+		case peak == 0 && u.Before < 0:
+			u.SourceWhy = "the driver lists none of the backend's processes that are known here, and what was in use before the backend was started is not known"
 		case u.Before < 0 || u.Peak < 0:
 		case peak == 0 && rose > notSeen:
 			u.SourceWhy = "the driver lists no process of this backend, though the device's memory rose: they are in another PID namespace, or the driver hides them"
-		case peak > 0 && ownNamespace() && math.Abs(float64(peak-rose)) > max(notSeen, 0.05*float64(rose)):
+		case peak > 0 && OwnPIDs() && math.Abs(float64(peak-rose)) > max(notSeen, 0.05*float64(rose)):
 			u.SourceWhy = "this process has PIDs of its own namespace, and what the driver lists under the backend's does not fit the device's rise: they may be other processes' numbers"
 		}
 		if u.SourceWhy == "" {
@@ -244,9 +246,9 @@ func beforeWeights(s []point, before int64, ask GPUAsked) int64 {
 // (PROC_PID_INIT_INO of include/linux/proc_ns.h).
 const pidNamespaceInode = "pid:[4026531836]"
 
-// ownNamespace tells whether this process's PIDs may not be those that the
-// driver knows.
-func ownNamespace() bool {
+// OwnPIDs tells whether this process is in a PID namespace of its own, as in a
+// container: the driver may then know its processes by other numbers.
+func OwnPIDs() bool {
 	name, err := os.Readlink("/proc/self/ns/pid")
 	return err != nil || name != pidNamespaceInode
 }
@@ -299,12 +301,16 @@ func integral(s []point, window [2]int64) float64 {
 	return sum
 }
 
+// ClocksByUser is the reason of clocks that somebody chose, as is wise before a
+// benchmark.
+const ClocksByUser = "clocks set by the user"
+
 // ClockReasons names the reasons for which a GPU's clocks are lower than they
 // could be, in words; a GPU that idles is none.
 // https://docs.nvidia.com/deploy/nvml-api/group__nvmlClocksEventReasons.html
 func ClockReasons(mask uint64) (names []string) {
 	words := map[uint64]string{
-		1 << 1: "clocks set by the user", 1 << 2: "power cap", 1 << 3: "hardware slowdown", 1 << 4: "sync boost group", 1 << 5: "software thermal slowdown",
+		1 << 1: ClocksByUser, 1 << 2: "power cap", 1 << 3: "hardware slowdown", 1 << 4: "sync boost group", 1 << 5: "software thermal slowdown",
 		1 << 6: "hardware thermal slowdown", 1 << 7: "external power brake", 1 << 8: "display clocks", 1 << 9: "board limit", 1 << 10: "reliability limit",
 	}
 	for left := mask &^ 1; left != 0; left &= left - 1 {

@@ -10,9 +10,9 @@ import (
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
 )
 
-// driver is what is used of the library. Both the real one and go-nvml's mock
+// Driver is what is used of NVIDIA's library. Both the real one and go-nvml's mock
 // machines have it.
-type driver interface {
+type Driver interface {
 	Init() nvml.Return
 	Shutdown() nvml.Return
 	Extensions() nvml.ExtendedInterface
@@ -50,9 +50,11 @@ type handle interface {
 
 // Open opens libnvidia-ml.so.1. The error is one line that begins with "not
 // available: ".
-func Open() (*Library, error) { return openDriver(nvml.New()) }
+func Open() (*Library, error) { return OpenDriver(nvml.New()) }
 
-func openDriver(d driver) (*Library, error) {
+// OpenDriver is Open of a library that is not the machine's own: of a mock machine
+// in tests.
+func OpenDriver(d Driver) (*Library, error) {
 	if r := d.Init(); r != nvml.SUCCESS {
 		if r == nvml.ERROR_LIBRARY_NOT_FOUND {
 			return nil, &unavailable{"libnvidia-ml.so.1 could not be loaded (it comes with NVIDIA's driver; a container needs --gpus)", true}
@@ -314,7 +316,7 @@ func (d *device) utilization() (busy, memory float64, err error) {
 }
 
 func (d *device) pcie() (sent, received uint64, bits int, err error) {
-	if sent, bits, err = d.field(nvml.FI_DEV_PCIE_COUNT_TX_BYTES, "PCIe bytes sent"); err != nil {
+	if sent, _, err = d.field(nvml.FI_DEV_PCIE_COUNT_TX_BYTES, "PCIe bytes sent"); err != nil {
 		return 0, 0, 0, err
 	}
 	received, bits, err = d.field(nvml.FI_DEV_PCIE_COUNT_RX_BYTES, "PCIe bytes received")

@@ -4,132 +4,27 @@ package nvml
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 	"maps"
 	"math"
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
-	"github.com/NVIDIA/go-nvml/pkg/nvml/mock"
 	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/dgxa100"
 	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/gpus"
 	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/server"
 
 	"github.com/nativebench/nativebench/internal/telemetry"
+	"github.com/nativebench/nativebench/internal/telemetry/nvml/nvmltest"
 )
 
-// state is what a mock GPU answers; faults are by the name of the call.
-type state struct {
-	mu        sync.Mutex
-	used      uint64
-	processes []nvml.ProcessInfo
-	joules    float64
-	busy      uint32
-	celsius   uint32
-	reasons   uint64
-	sent      uint32
-	faults    map[string]nvml.Return
-	all       nvml.Return // every call's answer, if not SUCCESS
-}
-
-func (s *state) set(change func(s *state)) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	change(s)
-}
-
-func answer[T any](s *state, call string, v func() T) (T, nvml.Return) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var zero T
-	if s.all != nvml.SUCCESS {
-		return zero, s.all
-	}
-	if r := s.faults[call]; r != nvml.SUCCESS {
-		return zero, r
-	}
-	return v(), nvml.SUCCESS
-}
-
-// wire makes a mock device answer from a state.
-func wire(d *mock.Device, s *state) {
-	d.GetMemoryInfo_v2Func = func() (nvml.Memory_v2, nvml.Return) {
-		return answer(s, "memory", func() nvml.Memory_v2 { return nvml.Memory_v2{Total: 40 << 30, Used: s.used} })
-	}
-	d.GetComputeRunningProcessesFunc = func() ([]nvml.ProcessInfo, nvml.Return) {
-		return answer(s, "processes", func() []nvml.ProcessInfo { return slices.Clone(s.processes) })
-	}
-	d.GetTotalEnergyConsumptionFunc = func() (uint64, nvml.Return) {
-		return answer(s, "energy", func() uint64 { s.joules += 0.5; return uint64(1000 * s.joules) })
-	}
-	d.GetPowerUsageFunc = func() (uint32, nvml.Return) { return answer(s, "power", func() uint32 { return 250_000 }) }
-	d.GetEnforcedPowerLimitFunc = func() (uint32, nvml.Return) { return 400_000, nvml.SUCCESS }
-	d.GetClockInfoFunc = func(c nvml.ClockType) (uint32, nvml.Return) {
-		return answer(s, "clocks", func() uint32 { return map[nvml.ClockType]uint32{nvml.CLOCK_SM: 1410, nvml.CLOCK_MEM: 1215}[c] })
-	}
-	d.GetTemperatureFunc = func(nvml.TemperatureSensors) (uint32, nvml.Return) {
-		return answer(s, "temperature", func() uint32 { return s.celsius })
-	}
-	d.GetTemperatureThresholdFunc = func(nvml.TemperatureThresholds) (uint32, nvml.Return) { return 90, nvml.SUCCESS }
-	d.GetCurrentClocksEventReasonsFunc = func() (uint64, nvml.Return) {
-		return answer(s, "reasons", func() uint64 { return s.reasons })
-	}
-	d.GetUtilizationRatesFunc = func() (nvml.Utilization, nvml.Return) {
-		return answer(s, "utilization", func() nvml.Utilization { return nvml.Utilization{Gpu: s.busy, Memory: 10} })
-	}
-	d.GetFieldValuesFunc = func(f []nvml.FieldValue) nvml.Return {
-		_, r := answer(s, "fields", func() int {
-			for i := range f {
-				switch f[i].FieldId {
-				case nvml.FI_DEV_POWER_INSTANT:
-					f[i].ValueType, f[i].NvmlReturn = uint32(nvml.VALUE_TYPE_UNSIGNED_INT), 0
-					binary.NativeEndian.PutUint32(f[i].Value[:], 300_000)
-				case nvml.FI_DEV_PCIE_COUNT_TX_BYTES, nvml.FI_DEV_PCIE_COUNT_RX_BYTES:
-					s.sent += 1 << 30 // wraps at the fourth reading
-					f[i].ValueType, f[i].NvmlReturn = uint32(nvml.VALUE_TYPE_UNSIGNED_INT), 0
-					binary.NativeEndian.PutUint32(f[i].Value[:], s.sent)
-				default:
-					f[i].NvmlReturn = uint32(nvml.ERROR_NOT_SUPPORTED)
-				}
-			}
-			return 0
-		})
-		return r
-	}
-	d.GetPcieThroughputFunc = func(nvml.PcieUtilCounter) (uint32, nvml.Return) {
-		return answer(s, "throughput", func() uint32 { return 2000 })
-	}
-	d.GetPersistenceModeFunc = func() (nvml.EnableState, nvml.Return) { return nvml.FEATURE_ENABLED, nvml.SUCCESS }
-	d.GetEccModeFunc = func() (nvml.EnableState, nvml.EnableState, nvml.Return) {
-		return nvml.FEATURE_ENABLED, nvml.FEATURE_ENABLED, nvml.SUCCESS
-	}
-	d.GetMaxMigDeviceCountFunc = func() (int, nvml.Return) { return 7, nvml.SUCCESS }
-	d.GetMigDeviceHandleByIndexFunc = func(int) (nvml.Device, nvml.Return) { return nil, nvml.ERROR_NOT_FOUND }
-}
-
-// machine is a DGX A100 with n of its GPUs.
-func machine(n int) (*dgxa100.Server, []*state) {
-	m := dgxa100.NewWithGPUs(gpus.Multiple(n, gpus.A100_SXM4_40GB)...)
-	var states []*state
-	for i, d := range m.Devices {
-		s := &state{used: 500 << 20, celsius: 35, joules: 1000, faults: map[string]nvml.Return{}}
-		device := d.(*dgxa100.Device)
-		device.UUID = fmt.Sprintf("GPU-%d0000000-0000-0000-0000-000000000000", i)
-		wire(&device.Device, s)
-		states = append(states, s)
-	}
-	return m, states
-}
-
-func opened(t *testing.T, d driver) *Library {
+func opened(t *testing.T, d Driver) *Library {
 	t.Helper()
-	l, err := openDriver(d)
+	l, err := OpenDriver(d)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,7 +38,7 @@ func opened(t *testing.T, d driver) *Library {
 
 func TestMachinesOfOneAndOfEight(t *testing.T) {
 	for _, n := range []int{1, 8} {
-		m, states := machine(n)
+		m, states := nvmltest.Machine(n)
 		l := opened(t, m)
 		if s := l.System(); s.Driver != "550.54.15" || s.CUDA != "12.4" || s.NVML != "12.550.54.15" {
 			t.Errorf("the driver is %+v", s)
@@ -153,13 +48,13 @@ func TestMachinesOfOneAndOfEight(t *testing.T) {
 		}
 		for i, d := range l.Devices() {
 			want := Device{
-				Index: i, Subject: fmt.Sprintf("gpu%d", i), Name: m.Devices[i].(*dgxa100.Device).Config.Name, UUID: m.Devices[i].(*dgxa100.Device).UUID,
+				Index: i, Subject: fmt.Sprintf("gpu%d", i), Name: m.Devices[i].(*server.Device).Config.Name, UUID: m.Devices[i].(*server.Device).UUID,
 				MemoryBytes: 40 << 30, PowerLimitW: 400, MIG: "off", Persistence: "on", ECC: "on", Processes: "visible",
 			}
 			if d != want {
 				t.Errorf("device %+v, want %+v", d, want)
 			}
-			states[i].set(func(s *state) { s.used = uint64(i+1) << 30 })
+			states[i].Set(func(s *nvmltest.GPU) { s.Used = uint64(i+1) << 30 })
 			fast, slow, err := l.Probes(d, nil)
 			if err != nil || slow != nil {
 				t.Fatal(slow, err)
@@ -191,13 +86,13 @@ func TestMachinesOfOneAndOfEight(t *testing.T) {
 }
 
 func TestMIGIsSeenByItsParts(t *testing.T) {
-	m, states := machine(2)
-	whole := m.Devices[0].(*dgxa100.Device)
+	m, states := nvmltest.Machine(2)
+	whole := m.Devices[0].(*server.Device)
 	whole.MigMode = nvml.DEVICE_MIG_ENABLE
 	parts := []*server.Device{dgxa100.NewDevice(0), dgxa100.NewDevice(0)}
 	for i, p := range parts {
 		p.UUID = fmt.Sprintf("MIG-%d1111111-0000", i)
-		wire(&p.Device, &state{used: uint64(i+1) << 20, faults: map[string]nvml.Return{"energy": nvml.ERROR_NOT_SUPPORTED}})
+		nvmltest.Wire(&p.Device, &nvmltest.GPU{Used: uint64(i+1) << 20, Faults: map[string]nvml.Return{"energy": nvml.ERROR_NOT_SUPPORTED}})
 	}
 	whole.GetMigDeviceHandleByIndexFunc = func(i int) (nvml.Device, nvml.Return) {
 		if i < len(parts) {
@@ -205,7 +100,7 @@ func TestMIGIsSeenByItsParts(t *testing.T) {
 		}
 		return nil, nvml.ERROR_NOT_FOUND
 	}
-	states[0].faults = map[string]nvml.Return{"processes": nvml.ERROR_NOT_SUPPORTED, "utilization": nvml.ERROR_NOT_SUPPORTED}
+	states[0].Faults = map[string]nvml.Return{"processes": nvml.ERROR_NOT_SUPPORTED, "utilization": nvml.ERROR_NOT_SUPPORTED}
 	l := opened(t, m)
 	var got []string
 	for _, d := range l.Devices() {
@@ -253,7 +148,7 @@ func TestWhatIsDeniedIsMissingAlone(t *testing.T) {
 		{"reasons", nvml.ERROR_FUNCTION_NOT_FOUND, "reasons", "not available: the reasons of lower clocks: this driver is too old to tell", []string{"clock_reasons"}},
 	} {
 		t.Run(tt.call+" "+tt.fault.Error(), func(t *testing.T) {
-			m, _ := machine(1)
+			m, _ := nvmltest.Machine(1)
 			l := opened(t, m)
 			whole, _, err := l.Probes(l.Devices()[0], nil)
 			if err != nil {
@@ -261,8 +156,8 @@ func TestWhatIsDeniedIsMissingAlone(t *testing.T) {
 			}
 			want := sampled(t, whole)
 
-			m, states := machine(1)
-			states[0].faults[tt.call] = tt.fault
+			m, states := nvmltest.Machine(1)
+			states[0].Faults[tt.call] = tt.fault
 			l = opened(t, m)
 			p, _, err := l.Probes(l.Devices()[0], nil)
 			if err != nil {
@@ -283,8 +178,8 @@ func TestWhatIsDeniedIsMissingAlone(t *testing.T) {
 }
 
 func TestWithoutFieldsPowerIsAMeanAndTrafficIsSlow(t *testing.T) {
-	m, states := machine(1)
-	states[0].faults["fields"] = nvml.ERROR_NOT_SUPPORTED
+	m, states := nvmltest.Machine(1)
+	states[0].Faults["fields"] = nvml.ERROR_NOT_SUPPORTED
 	l := opened(t, m)
 	fast, slow, err := l.Probes(l.Devices()[0], nil)
 	if err != nil || slow == nil {
@@ -300,14 +195,14 @@ func TestWithoutFieldsPowerIsAMeanAndTrafficIsSlow(t *testing.T) {
 }
 
 func TestAnOldDriverIsNotAskedForWhatItLacks(t *testing.T) {
-	m, _ := machine(1)
+	m, _ := nvmltest.Machine(1)
 	m.LookupSymbolFunc = func(symbol string) error {
 		if slices.Contains(optional(), symbol) {
 			return fmt.Errorf("undefined symbol: %s", symbol)
 		}
 		return nil
 	}
-	d := m.Devices[0].(*dgxa100.Device)
+	d := m.Devices[0].(*server.Device)
 	d.MemoryInfo.Used = 3 << 30 // of the first version
 	l := opened(t, m)
 	for name, call := range map[string]func() int{
@@ -362,7 +257,7 @@ func watch(t *testing.T, p *Probe, during func()) (telemetry.Log, [2]int64) {
 }
 
 func TestALostGPUEndsItsSeriesAndNothingElse(t *testing.T) {
-	m, states := machine(2)
+	m, states := nvmltest.Machine(2)
 	l := opened(t, m)
 	for i, d := range l.Devices() {
 		p, _, err := l.Probes(d, nil)
@@ -372,7 +267,7 @@ func TestALostGPUEndsItsSeriesAndNothingElse(t *testing.T) {
 		log, window := watch(t, p, func() {
 			time.Sleep(20 * time.Millisecond)
 			if i == 0 {
-				states[0].set(func(s *state) { s.all = nvml.ERROR_GPU_IS_LOST })
+				states[0].Set(func(s *nvmltest.GPU) { s.All = nvml.ERROR_GPU_IS_LOST })
 			}
 			time.Sleep(20 * time.Millisecond)
 		})
@@ -395,10 +290,10 @@ func TestALostGPUEndsItsSeriesAndNothingElse(t *testing.T) {
 }
 
 func TestProcessesOfTheTreeAreToldFromOthers(t *testing.T) {
-	m, states := machine(1)
+	m, states := nvmltest.Machine(1)
 	l := opened(t, m)
 	self := os.Getpid()
-	states[0].processes = []nvml.ProcessInfo{{Pid: uint32(self), UsedGpuMemory: 3 << 30}, {Pid: 1, UsedGpuMemory: 1 << 30}}
+	states[0].Processes = []nvml.ProcessInfo{{Pid: uint32(self), UsedGpuMemory: 3 << 30}, {Pid: 1, UsedGpuMemory: 1 << 30}}
 	d := l.Devices()[0]
 	p, _, err := l.Probes(d, func() []int { return []int{os.Getppid()} })
 	if err != nil {
@@ -408,7 +303,7 @@ func TestProcessesOfTheTreeAreToldFromOthers(t *testing.T) {
 	if v["tree_bytes"] != 3<<30 || v["tree_processes"] != 1 || v["foreign_bytes"] != 1<<30 || v["foreign_processes"] != 1 {
 		t.Errorf("%v", v)
 	}
-	states[0].set(func(s *state) { s.processes[0].UsedGpuMemory = math.MaxUint64 }) // NVML_VALUE_NOT_AVAILABLE
+	states[0].Set(func(s *nvmltest.GPU) { s.Processes[0].UsedGpuMemory = math.MaxUint64 }) // NVML_VALUE_NOT_AVAILABLE
 	if v = sampled(t, p); v["tree_processes"] != 1 {
 		t.Errorf("%v", v)
 	}
@@ -418,7 +313,7 @@ func TestProcessesOfTheTreeAreToldFromOthers(t *testing.T) {
 }
 
 func TestVisibleDevices(t *testing.T) {
-	m, _ := machine(8)
+	m, _ := nvmltest.Machine(8)
 	l := opened(t, m)
 	for _, tt := range []struct {
 		value string
@@ -447,7 +342,7 @@ func TestVisibleDevices(t *testing.T) {
 	}
 	mixed := dgxa100.NewWithGPUs(gpus.A100_SXM4_40GB, gpus.A30_PCIE_24GB)
 	for _, d := range mixed.Devices {
-		wire(&d.(*dgxa100.Device).Device, &state{faults: map[string]nvml.Return{}})
+		nvmltest.Wire(&d.(*server.Device).Device, &nvmltest.GPU{Faults: map[string]nvml.Return{}})
 	}
 	l = opened(t, mixed)
 	if _, notes := l.visible("1", true, ""); len(notes) != 1 || !strings.Contains(notes[0], "CUDA_DEVICE_ORDER=PCI_BUS_ID") {
@@ -459,36 +354,36 @@ func TestVisibleDevices(t *testing.T) {
 }
 
 func TestWaits(t *testing.T) {
-	m, states := machine(2)
+	m, states := nvmltest.Machine(2)
 	l := opened(t, m)
 	before := map[string]int64{"gpu0": 500 << 20, "gpu1": 500 << 20}
-	states[0].set(func(s *state) { s.used = 2 << 30 })
+	states[0].Set(func(s *nvmltest.GPU) { s.Used = 2 << 30 })
 	go func() {
 		time.Sleep(30 * time.Millisecond)
-		states[0].set(func(s *state) { s.used = 501 << 20 })
+		states[0].Set(func(s *nvmltest.GPU) { s.Used = 501 << 20 })
 	}()
 	if released, warnings := l.waitFree(t.Context(), before, time.Minute); len(warnings) != 0 || released["gpu0"] != 501<<20 || released["gpu1"] != 500<<20 {
 		t.Errorf("memory that came back: %v, %q", released, warnings)
 	}
-	states[1].set(func(s *state) { s.used = 1 << 30 })
+	states[1].Set(func(s *nvmltest.GPU) { s.Used = 1 << 30 })
 	if released, warnings := l.waitFree(t.Context(), before, 0); len(warnings) != 1 || released["gpu1"] != 1<<30 ||
 		!strings.Contains(warnings[0], "gpu1 has 1024 MiB in use") || !strings.Contains(warnings[0], "had 500 MiB before") {
 		t.Errorf("memory that did not: %v, %q", released, warnings)
 	}
-	states[1].set(func(s *state) { s.all = nvml.ERROR_GPU_IS_LOST })
+	states[1].Set(func(s *nvmltest.GPU) { s.All = nvml.ERROR_GPU_IS_LOST })
 	if released, warnings := l.waitFree(t.Context(), before, time.Minute); len(warnings) != 1 || len(released) != 1 || !strings.Contains(warnings[0], "the GPU is lost") {
 		t.Errorf("a lost GPU: %v, %q", released, warnings)
 	}
 
-	states[0].set(func(s *state) { s.busy = 80 })
+	states[0].Set(func(s *nvmltest.GPU) { s.Busy = 80 })
 	go func() {
 		time.Sleep(30 * time.Millisecond)
-		states[0].set(func(s *state) { s.busy = 3 })
+		states[0].Set(func(s *nvmltest.GPU) { s.Busy = 3 })
 	}()
 	if warnings := l.WaitIdle(t.Context(), l.Devices()[:1], time.Minute); len(warnings) != 0 {
 		t.Errorf("a GPU that became idle: %q", warnings)
 	}
-	states[0].set(func(s *state) { s.busy, s.celsius = 80, 75 })
+	states[0].Set(func(s *nvmltest.GPU) { s.Busy, s.Celsius = 80, 75 })
 	if warnings := l.WaitIdle(t.Context(), l.Devices()[:1], 0); len(warnings) != 2 || !strings.HasPrefix(warnings[0], "shared GPU: gpu0 was busy 80 %") || !strings.HasPrefix(warnings[1], "hot GPU: gpu0 was at 75 °C") {
 		t.Errorf("a busy and hot GPU: %q", warnings)
 	}
@@ -508,13 +403,13 @@ func TestADriverThatDoesNotOpenSaysWhy(t *testing.T) {
 		{nvml.ERROR_DRIVER_NOT_LOADED, "not available: the driver: NVIDIA's kernel driver is not loaded"},
 		{nvml.ERROR_LIB_RM_VERSION_MISMATCH, "not available: the driver: library and kernel driver are of different versions"},
 	} {
-		m, _ := machine(1)
+		m, _ := nvmltest.Machine(1)
 		m.InitFunc = func() nvml.Return { return tt.init }
-		if _, err := openDriver(m); err == nil || !strings.HasPrefix(err.Error(), tt.want) {
+		if _, err := OpenDriver(m); err == nil || !strings.HasPrefix(err.Error(), tt.want) {
 			t.Errorf("%v: %v, want %q", tt.init, err, tt.want)
 		}
 	}
-	m, _ := machine(2)
+	m, _ := nvmltest.Machine(2)
 	first := m.Devices[0]
 	m.DeviceGetHandleByIndexFunc = func(i int) (nvml.Device, nvml.Return) {
 		if i == 1 {
@@ -529,7 +424,7 @@ func TestADriverThatDoesNotOpenSaysWhy(t *testing.T) {
 }
 
 func TestLevelsAreWrittenWhenTheyChange(t *testing.T) {
-	m, states := machine(1)
+	m, states := nvmltest.Machine(1)
 	l := opened(t, m)
 	p, _, err := l.Probes(l.Devices()[0], nil)
 	if err != nil {
@@ -537,14 +432,17 @@ func TestLevelsAreWrittenWhenTheyChange(t *testing.T) {
 	}
 	clock := time.Unix(1000, 0)
 	p.now = func() time.Time { return clock }
-	written := 0
+	written, tree := 0, 0
 	for i := range 100 {
 		if i == 50 {
-			states[0].set(func(s *state) { s.used = 9 << 30 })
+			states[0].Set(func(s *nvmltest.GPU) { s.Used = 9 << 30 })
 		}
 		v := map[string]float64{}
 		if err := p.Sample(v); err != nil {
 			t.Fatal(err)
+		}
+		if _, has := v["tree_bytes"]; has {
+			tree++
 		}
 		if used, has := v["used_bytes"]; has {
 			written++
@@ -559,10 +457,13 @@ func TestLevelsAreWrittenWhenTheyChange(t *testing.T) {
 	if written < 8 || written > 10 { // 0.8 s, one line each 100 ms and the change
 		t.Errorf("100 readings in 0.8 s were written %d times", written)
 	}
+	if tree < 7 || tree > 9 {
+		t.Errorf("processes that did not change were written %d times in 0.8 s", tree)
+	}
 }
 
 func TestACostlySeriesIsStretched(t *testing.T) {
-	m, states := machine(1)
+	m, states := nvmltest.Machine(1)
 	l := opened(t, m)
 	p, _, err := l.Probes(l.Devices()[0], nil)
 	if err != nil {
@@ -570,13 +471,13 @@ func TestACostlySeriesIsStretched(t *testing.T) {
 	}
 	clock := time.Unix(1000, 0)
 	p.now = func() time.Time { return clock }
-	d := m.Devices[0].(*dgxa100.Device)
+	d := m.Devices[0].(*server.Device)
 	d.GetComputeRunningProcessesFunc = func() ([]nvml.ProcessInfo, nvml.Return) {
 		clock = clock.Add(4 * time.Millisecond)
 		return nil, nvml.SUCCESS
 	}
 	before := len(d.GetComputeRunningProcessesCalls())
-	states[0].set(func(s *state) { s.used = 1 << 30 })
+	states[0].Set(func(s *nvmltest.GPU) { s.Used = 1 << 30 })
 	began := clock
 	for clock.Sub(began) < 2*time.Second {
 		if err := p.Sample(map[string]float64{}); err != nil {

@@ -35,7 +35,7 @@ const unchanged = 100 * time.Millisecond
 //     gap_seconds, the longest time between two readings since it was last
 //     written. Written when it changed, and every 100 ms.
 //   - tree_bytes and tree_processes: of the processes that belong to the
-//     backend; foreign_bytes and foreign_processes: of others.
+//     backend; foreign_bytes and foreign_processes: of others. Written as above.
 //   - energy_joules_total; power_watts, or power_mean_watts where the driver
 //     may tell a mean over the last second only.
 //   - sm_mhz, memory_mhz; celsius; clock_reasons (a mask, see Reasons);
@@ -57,6 +57,8 @@ type Probe struct {
 	read    time.Time
 	gap     time.Duration
 	reads   int64
+	seen    [2]tally     // processes of the backend and of others
+	told    time.Time    // when they were last written
 	verdict map[int]bool // by PID: it belongs to the backend
 	pci     [2]counter
 }
@@ -213,16 +215,22 @@ func (p *Probe) readProcesses(into map[string]float64) error {
 			delete(p.verdict, pid)
 		}
 	}
-	into["tree_processes"], into["foreign_processes"] = float64(ours.n), float64(foreign.n)
+	now := p.now()
+	if seen := [2]tally{ours, foreign}; seen != p.seen || p.allNow || now.Sub(p.told) >= unchanged {
+		p.seen, p.told = seen, now
+		into["tree_processes"], into["foreign_processes"] = float64(ours.n), float64(foreign.n)
+		if ours.unknown+foreign.unknown == 0 {
+			into["tree_bytes"], into["foreign_bytes"] = float64(ours.bytes), float64(foreign.bytes)
+		}
+	}
 	if ours.unknown > 0 || foreign.unknown > 0 {
 		return &unavailable{"memory by process: the driver lists processes without their memory", false}
 	}
-	into["tree_bytes"], into["foreign_bytes"] = float64(ours.bytes), float64(foreign.bytes)
 	return nil
 }
 
 type tally struct {
-	n, unknown int
+	n, unknown int // processes; those whose memory is not told
 	bytes      int64
 }
 
