@@ -70,4 +70,5 @@ const (
 	WarnNoFinish   Warning = "no_finish"      // no finish_reason was sent
 	WarnHeldBack   Warning = "held_back"      // the answer ended inside a UTF-8 sequence
 	WarnTokenCount Warning = "no_usage"       // the server did not say how many tokens it made
+	WarnRedialled  Warning = "redialled"      // sent again on a new connection: the server had closed the one in use
 )
