@@ -296,7 +296,7 @@ func TestEndpointOfAnotherName(t *testing.T) {
 	if strings.Contains(plain, "native got the prompts") {
 		t.Errorf("native was not asked: %s", stdout)
 	}
-	if len(readRun(t, out).Manifest.PromptTokens["gpt2"]) == 0 || !strings.Contains(plain, "prompt tokens differ from our tokenizer's in 4 of 4 requests, by -") {
+	if len(readRun(t, out).Manifest.PromptTokens["gpt2"]) == 0 || !strings.Contains(plain, "prompt tokens differ from those of our tokenizer in 4 of 4 requests, by -") {
 		t.Errorf("the server says that it read 7 tokens of each prompt: %s", stdout)
 	}
 }
