@@ -259,7 +259,7 @@ func latencyColumns() []Column {
 			Definition: "ITL: gaps between successive token arrivals. Only where an event is a token (0.95 to 1.05 tokens per event), else see chunk_gap",
 			Clock:      clockStamps, TokenCount: "arrivals, checked against the output tokens: " + countTrust,
 			Window: "all gaps of all requests that count, pooled; compared by each request's own median gap, since gaps of one request depend on each other",
-			Absent: itlAbsent, Gaps: gaps,
+			Absent: itlAbsent, Gaps: tokenGaps,
 			Elsewhere: []Tool{
 				{"vLLM bench serve, vllm-bench, sglang bench_serving", "gaps between chunks with a choice, pooled"},
 				{"guidellm", "(tL − t1)/(n − 1) per request, which here is tpot"},

@@ -2,6 +2,7 @@ package measure
 
 import (
 	"math"
+	"slices"
 	"strings"
 	"testing"
 
@@ -113,6 +114,35 @@ func TestWarnedAnswersAndVerdicts(t *testing.T) {
 	}
 	if c := compared("e2e", warned(bench.WarnCut), ref); c.Verdict != stats.Differs || c.Used != 66 || c.Of != 72 {
 		t.Errorf("%+v", c)
+	}
+	for name, failed := range map[string]func(*Cell, *Request){
+		"failed":  func(_ *Cell, r *Request) { r.Class = bench.Timeout },
+		"retried": func(_ *Cell, r *Request) { r.Retries = 1 },
+	} {
+		g := repeated(12, 6, 1.5, func(c *Cell, r *Request) {
+			if r.Index == 3 {
+				failed(c, r)
+			}
+		})
+		for _, key := range []string{"req_per_s", "tok_per_s"} {
+			if c := compared(key, ref, g); c.Verdict != stats.Withheld || !strings.Contains(c.Why, "failed or are left out took part of the window") {
+				t.Errorf("%s: %s: %+v", name, key, c)
+			}
+		}
+		if c := compared("e2e", g, ref); c.Verdict != stats.Differs {
+			t.Errorf("%s: %+v", name, c)
+		}
+		if notes := Summarize(g).Notes; !slices.ContainsFunc(notes, func(n string) bool {
+			return strings.Contains(n, "of which 6 requests that do not count took a part")
+		}) {
+			t.Errorf("%s: notes %q", name, notes)
+		}
+	}
+	told := repeated(12, 6, 1.5, func(c *Cell, _ *Request) { c.CacheHits = c.Repeat == 2 }) // by the server's metrics
+	for _, key := range []string{"e2e", "req_per_s"} {
+		if c := compared(key, told, ref); c.Verdict != stats.Withheld || !strings.Contains(c.Why, "prefix cache") {
+			t.Errorf("%s: %+v", key, c)
+		}
 	}
 	if c := compared("req_per_s", warned(bench.WarnHeldBack), ref); c.Verdict != stats.Differs {
 		t.Errorf("%+v", c)

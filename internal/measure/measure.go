@@ -78,7 +78,9 @@ type Cell struct {
 	GPUMissing string
 	// Partial: the cell did not run to its end, so that what it has one value of
 	// is not compared. Busy: other programs took of the machine, or of a GPU, meanwhile.
-	Partial, Busy bool
+	// CacheHits: the server says of all its requests together that prompt tokens came
+	// from a prefix cache that should be off.
+	Partial, Busy, CacheHits bool
 }
 
 // GPU is what GPUs did in a cell's window, all that the backend used added up. A
@@ -137,7 +139,7 @@ type Estimate struct {
 	items  map[place]float64
 	busy   bool // in one of the repeats
 	cached bool // the column holds prefill, some of which a prefix cache saved
-	shared bool // it is of a whole window, of which answers that do not count took a part
+	shared bool // it is of a whole window, of which requests that do not count took a part
 }
 
 // place is a request's place in its load.
@@ -211,7 +213,7 @@ func (c Column) estimate(g *Group) Estimate {
 	e.items = map[place]float64{}
 	for i := range g.Cells {
 		e.busy = e.busy || g.Cells[i].Busy
-		e.cached = e.cached || c.Prefill && g.Cells[i].cacheHit()
+		e.cached = e.cached || c.Prefill && g.Cells[i].CacheHit()
 		e.shared = e.shared || c.Prefill && c.Cell != nil && g.Cells[i].notCounted()
 		if v := c.values(g, &g.Cells[i], byIndex, e.items); len(v) > 0 {
 			repeats = append(repeats, v)
@@ -313,7 +315,7 @@ func (c Column) count(g *Group, e Estimate) Estimate {
 		n := 0
 		for j := range g.Cells[i].Requests {
 			r := &g.Cells[i].Requests[j]
-			if r.Class == bench.Cancelled || !r.counts() && !c.CountsFailed {
+			if r.Class == bench.Cancelled || !r.counts() && !c.CountsFailed || c.TokenCount != "" && r.Counted == bench.CountNone {
 				continue
 			}
 			e.N++
@@ -349,19 +351,32 @@ func (g *Group) allLeftOut() (n int) {
 	return n
 }
 
+// counted is how many requests count.
+func (g *Group) counted() (n int) {
+	for _, c := range g.Cells {
+		for _, r := range c.Requests {
+			if r.counts() {
+				n++
+			}
+		}
+	}
+	return n
+}
+
 func allLeftOut(n int) string {
 	return fmt.Sprintf("none of the %d answers counts, see the warnings", n)
 }
 
-// notCounted tells whether there is an answer that does not count.
+// notCounted tells whether there is a request, failed or not, that does not count
+// and took its time.
 func (c *Cell) notCounted() bool {
-	return slices.ContainsFunc(c.Requests, func(r Request) bool { return r.Class == bench.OK && !r.counts() })
+	return slices.ContainsFunc(c.Requests, func(r Request) bool { return r.Class != bench.Cancelled && !r.counts() })
 }
 
-// cacheHit tells whether a request that counts had prompt tokens from a prefix
-// cache that should be off.
-func (c *Cell) cacheHit() bool {
-	return slices.ContainsFunc(c.Requests, func(r Request) bool {
+// CacheHit tells whether prompt tokens came from a prefix cache that should be
+// off, by the server's word of a request that counts or of all together.
+func (c *Cell) CacheHit() bool {
+	return c.CacheHits || slices.ContainsFunc(c.Requests, func(r Request) bool {
 		return r.counts() && slices.Contains(r.Warnings, bench.WarnCacheHit)
 	})
 }
@@ -434,7 +449,7 @@ func Compare(e, ref Estimate) stats.Comparison {
 		c.Withhold("prompt tokens came from a prefix cache that should be off")
 	}
 	if e.shared || ref.shared {
-		c.Withhold("answers that are left out took part of the window")
+		c.Withhold("requests that failed or are left out took part of the window")
 	}
 	if e.Spread > stats.Disagree || ref.Spread > stats.Disagree {
 		c.Withhold(fmt.Sprintf("repeats disagree by more than %.2f×", stats.Disagree))
@@ -479,6 +494,9 @@ func notes(g *Group, s *Summary) (notes []string) {
 			text += ": left out of latencies, speeds, rates and comparisons"
 		}
 		say("%d of %d answers: %s", s.Warnings[w], s.OK, text)
+	}
+	if n := s.Requests - g.counted(); n > 0 && n < s.Requests {
+		say("rates and energy are of the whole window, of which %d requests that do not count took a part: rates are lower, and energy per request and token higher, than without them", n)
 	}
 	if n := s.Counted[bench.CountTokenizer]; n > 0 {
 		say("%d of %d answers: output tokens were counted by a local tokenizer, approximately", n, s.OK)
@@ -534,7 +552,7 @@ func warningText(w bench.Warning) string {
 	case bench.WarnCut:
 		return "ended for length with fewer tokens than were asked for: the server cut them to a limit of its own, such as its context (cut_short)"
 	case bench.WarnCount:
-		return "the server's token count and its events or ids disagree (count_mismatch)"
+		return "the server's token count and its events, ids or text disagree, or more events came than tokens were asked for (count_mismatch)"
 	case bench.WarnCacheHit:
 		return "prompt tokens came from a prefix cache that should be off (prefix_cache): what holds prefill is too fast and has no verdict"
 	case bench.WarnNoFinish:

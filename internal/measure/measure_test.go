@@ -208,6 +208,31 @@ func TestEventsWithoutCountsHaveNoTimePerToken(t *testing.T) {
 	}
 }
 
+// Where nobody counted the tokens of some answers, those are in nothing that is
+// of tokens: not even in the gaps, as their events may hold any number.
+func TestSomeUncountedAnswers(t *testing.T) {
+	uncounted := answer(2000, 900, 300, 600, 900)
+	uncounted.OutputTokens, uncounted.Counted = 0, bench.CountNone
+	uncounted.Warn(bench.WarnTokenCount)
+	g := group(Stream, answer(1000, 100, 20, 40, 60, 80), uncounted, answer(3000, 100, 20, 40, 60, 80))
+	g.Expect = [2]int{1, 9}
+	s := Summarize(g)
+	if e := s.Get("itl"); e.N != 6 || math.Abs(e.Max-0.020) > 1e-9 {
+		t.Errorf("itl: %+v", e.Summary)
+	}
+	if e := s.Get("outside_range"); e.Count != 0 || e.N != 2 {
+		t.Errorf("outside_range: %+v", e)
+	}
+	for key, n := range map[string]int{"e2e": 3, "chunk_gap": 8, "tpot": 2, "speed": 2, "output_tokens": 2} {
+		if e := s.Get(key); e.N != n {
+			t.Errorf("%s of %d, want %d", key, e.N, n)
+		}
+	}
+	if s.Get("tok_per_s").Known() {
+		t.Error("tokens per second, of which some were not counted")
+	}
+}
+
 // Answers with a warning that spoils them are counted by class and are in no
 // other number; others stay in.
 func TestSpoiltAnswersAreInNoNumber(t *testing.T) {

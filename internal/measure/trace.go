@@ -73,17 +73,23 @@ func gaps(tr *bench.Trace, to []float64) []float64 {
 	return to
 }
 
-// perEvent is the output tokens per arrival of a group's successful requests;
-// 0 when nobody counted the tokens.
+// tokenGaps are the gaps of an answer whose tokens were counted, so that it is
+// known whether an event is a token.
+func tokenGaps(tr *bench.Trace, to []float64) []float64 {
+	if tr.Counted == bench.CountNone {
+		return to
+	}
+	return gaps(tr, to)
+}
+
+// perEvent is the output tokens per arrival of those requests of a group that
+// count and whose tokens were counted; 0 when nobody counted any.
 func perEvent(g *Group) float64 {
 	var tokens, arrivals int
 	for _, c := range g.Cells {
 		for _, r := range c.Requests {
-			if !r.counts() || r.MarksLost > 0 {
+			if !r.counts() || r.MarksLost > 0 || r.Counted == bench.CountNone {
 				continue
-			}
-			if r.Counted == bench.CountNone {
-				return 0
 			}
 			tokens += r.OutputTokens
 			arrivals += len(r.Marks)

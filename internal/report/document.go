@@ -205,6 +205,7 @@ func cellOf(c results.CellResult) measure.Cell {
 	}
 	if e := c.Event; e != nil {
 		m.Busy = slices.ContainsFunc(e.Warnings, func(w string) bool { return strings.HasPrefix(w, "busy machine") || strings.HasPrefix(w, "shared GPU") })
+		m.CacheHits = slices.ContainsFunc(e.Warnings, func(w string) bool { return strings.Contains(w, "prompt tokens came from the server's prefix cache") })
 		m.Window, m.LoadNS, m.FirstConnNS = e.WindowNS, e.LoadNS, e.FirstConnNS
 		m.GPU, m.GPUMissing = gpuOf(e), e.GPUMissing
 		if e.Host != nil {

@@ -200,6 +200,10 @@ func (s *seat) taxNotes(t *measure.Tax) (texts []string) {
 	if slices.ContainsFunc(ref.group.Cells, busy) || slices.ContainsFunc(s.group.Cells, busy) {
 		texts = append(texts, "the machine was busy with something else: a difference may be its doing")
 	}
+	hit := func(c measure.Cell) bool { return c.CacheHit() }
+	if slices.ContainsFunc(s.group.Cells, hit) {
+		texts = append(texts, "prompt tokens came from a prefix cache that should be off: prompt_ms and the total are less work than in process")
+	}
 	if s.load.Concurrency > 1 {
 		texts = append(texts, fmt.Sprintf("beside other requests waiting is booked in different places: %s counts batches without tokens of this request as queue, the server has them in prompt_ms and predicted_ms. The totals compare like with like, the parts do not quite", ref.backend))
 	}

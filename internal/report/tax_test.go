@@ -113,6 +113,11 @@ func TestTaxSaysWhatIsNotAlike(t *testing.T) {
 				r.Server = bench.Server{}
 			}
 		}),
+		"prompt tokens came from a prefix cache that should be off": answersRun(func(r *results.Record) {
+			if r.Index == 3 {
+				r.Warn(bench.WarnCacheHit)
+			}
+		}),
 		"code · stream ×1 is not here: 3 of 3 requests":               fullFixture(),
 		"beside other requests waiting is booked in different places": fullFixture(),
 		"the machine was busy with something else":                    fullFixture(),
