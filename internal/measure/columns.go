@@ -516,7 +516,7 @@ func gpuColumns() []Column {
 // a retry, and their output tokens; -1 tokens: nobody counted those of one.
 func answered(c *Cell) (requests, tokens int) {
 	for _, r := range c.Requests {
-		if r.Class != bench.OK || r.spoilt() != "" {
+		if r.Class != bench.OK || Spoilt(r.Trace) != "" {
 			continue
 		}
 		requests++

@@ -36,12 +36,14 @@ type Request struct {
 // counts tells whether the request is in the numbers: it succeeded, at once, and
 // its answer is what was asked for. One that was sent again had waited for the
 // server before its clock started, and met another load than was asked for.
-func (r *Request) counts() bool { return r.Class == bench.OK && r.Retries == 0 && r.spoilt() == "" }
+func (r *Request) counts() bool {
+	return r.Class == bench.OK && r.Retries == 0 && Spoilt(r.Trace) == ""
+}
 
-// spoilt is the first warning that keeps a successful request out of the numbers;
+// Spoilt is the first warning that keeps a successful request out of the numbers;
 // "" if there is none.
-func (r *Request) spoilt() bench.Warning {
-	for _, w := range r.Warnings {
+func Spoilt(tr *bench.Trace) bench.Warning {
+	for _, w := range tr.Warnings {
 		if spoils(w) {
 			return w
 		}
@@ -180,7 +182,7 @@ func Summarize(g Group) Summary {
 				continue
 			}
 			s.OK++
-			if w := r.spoilt(); r.Retries > 0 {
+			if w := Spoilt(r.Trace); r.Retries > 0 {
 				s.Retried++
 			} else if w != "" {
 				s.LeftOut[w]++
