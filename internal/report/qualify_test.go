@@ -150,6 +150,9 @@ func TestRetriedRequestsAreSaid(t *testing.T) {
 	if js := string(write(t, func(b *bytes.Buffer) error { return JSON(b, []*results.Run{run}, Options{}) })); !strings.Contains(js, `"retried": 2`) {
 		t.Error("JSON does not say it")
 	}
+	if rows := string(write(t, func(b *bytes.Buffer) error { return CSV(b, []*results.Run{run}, Options{}) })); !strings.Contains(rows, ",16,2,0,0,0,2,2,") {
+		t.Error("CSV does not say it")
+	}
 }
 
 // TestMachineFormatsQualify: what a reader needs to judge a number is in its row,
