@@ -129,6 +129,9 @@ func (tl *timeline) telemetry() error {
 			kind = "gpu"
 		}
 		pid := tl.process(a, kind, s.Subject)
+		if pid == a.pid {
+			a.sampled = max(a.sampled, s.T)
+		}
 		for _, key := range sortedKeys(s.Values) {
 			value := s.Values[key]
 			how, known := table[kind][key]
@@ -145,11 +148,11 @@ func (tl *timeline) telemetry() error {
 			case how.rate && begun && t > was.t && value >= was.value && t-was.t < rateSpan:
 				continue // goes on
 			case how.rate && begun && t > was.t && value >= was.value:
-				tl.sample(pid, was.t, how, (value-was.value)/(float64(t-was.t)/1e9))
+				tl.sample(a, pid, was.t, how, (value-was.value)/(float64(t-was.t)/1e9))
 			case !how.rate && begun && was.value == value:
 				continue
 			case !how.rate:
-				tl.sample(pid, t, how, value)
+				tl.sample(a, pid, t, how, value)
 			}
 			last[k] = seen{of: a, t: t, value: value}
 		}
@@ -160,9 +163,12 @@ func (tl *timeline) telemetry() error {
 	return tl.w.err
 }
 
-func (tl *timeline) sample(pid int, t int64, how series, value float64) {
+func (tl *timeline) sample(a *attempt, pid int, t int64, how series, value float64) {
 	tl.w.counter(pid, t, how.name, how.unit, value*how.factor)
 	tl.sum.Samples++
+	if pid == a.pid && !slices.Contains(a.open, how) {
+		a.open = append(a.open, how)
+	}
 }
 
 func sortedKeys(m map[string]float64) []string {
@@ -172,6 +178,20 @@ func sortedKeys(m map[string]float64) []string {
 	}
 	slices.Sort(keys)
 	return keys
+}
+
+// endCounters sets what the samples of a cell left to 0 at its end: a viewer
+// would go on showing the last value, of what is there no more.
+func (tl *timeline) endCounters() {
+	for _, a := range tl.attempts {
+		t, ok := a.at(max(a.end, a.sampled))
+		if !ok {
+			continue
+		}
+		for _, c := range a.open {
+			tl.w.counter(a.pid, t, c.name, c.unit, 0)
+		}
+	}
 }
 
 // process is the process that a subject's counters belong to.

@@ -39,9 +39,7 @@ func (l *lanes) take(from, to int64) (tid int) {
 			*l.tids++
 			tid = *l.tids
 		}
-		if tid != l.first {
-			l.w.name(l.pid, tid, name)
-		}
+		l.w.name(l.pid, tid, name)
 		l.all = append(l.all, lane{tid: tid})
 	}
 	l.all[i].end = to
@@ -73,10 +71,15 @@ func (tl *timeline) request(a *attempt, rec *results.Record) {
 	}
 	a.end = max(a.end, rec.End)
 	connect := max(from-rec.Connect, 0)
-	if a.lanes[rec.Worker] == nil {
-		a.lanes[rec.Worker] = &lanes{w: tl.w, pid: a.pid, tids: &tl.tids, name: fmt.Sprintf("client %d", rec.Worker)}
+	client := a.lanes[rec.Worker]
+	if client == nil {
+		client = &lanes{w: tl.w, pid: a.pid, tids: &tl.tids, name: fmt.Sprintf("client %d", rec.Worker)}
+		if rec.Worker >= 0 && rec.Worker < a.Concurrency {
+			client.first = a.tid + rec.Worker
+		}
+		a.lanes[rec.Worker] = client
 	}
-	tid := a.lanes[rec.Worker].take(connect, to)
+	tid := client.take(connect, to)
 	if connect < from {
 		tl.w.begin(a.pid, tid, connect, "phase", "connect", nil)
 		tl.w.end(a.pid, tid, from)

@@ -42,6 +42,7 @@ func Write(w io.Writer, run *results.Run) (Summary, error) {
 		return tl.sum, err
 	}
 	tl.cells()
+	tl.endCounters()
 	if n := tl.before; n > 0 {
 		tl.note("%d requests and samples with stamps of before the run's begin, or that end before they begin, are left out", n)
 	}
@@ -57,7 +58,6 @@ const (
 	hostPid  = 2
 	gpuPid   = 10  // and on, one for each GPU
 	cellPid  = 100 // and on, one for each attempt at a cell
-	laneTid  = 1 << 20
 	cellKind = "cell"
 )
 
@@ -77,9 +77,12 @@ type attempt struct {
 	start, end int64 // stamps; end: the last one that is known
 	over       *results.CellEvent
 
-	lanes  map[int]*lanes // by worker
-	untold int            // requests without a time
-	flight *flight
+	lanes   map[int]*lanes // by worker
+	tid     int            // of the first worker; those of the others follow
+	untold  int            // requests without a time
+	open    []series       // counters of its own that have values
+	sampled int64          // stamp of the last of their samples
+	flight  *flight
 }
 
 type timeline struct {
@@ -103,12 +106,11 @@ func (tl *timeline) note(format string, a ...any) {
 
 func newTimeline(w io.Writer, run *results.Run) *timeline {
 	m := &run.Manifest
-	tl := &timeline{run: run, byKey: map[attemptKey]*attempt{}, ofCell: map[string][]*attempt{}, gpus: map[string]int{}, tids: laneTid}
+	tl := &timeline{run: run, byKey: map[attemptKey]*attempt{}, ofCell: map[string][]*attempt{}, gpus: map[string]int{}}
 	tl.sum.Notes = slices.Clone(run.Damage)
 	about := about(m)
 	tl.w = newWriter(w, about)
 	tl.w.name(runPid, 0, "run "+m.RunID)
-	tl.w.name(runPid, runPid, "cells")
 	tl.w.instant(runPid, runPid, 0, "run", "about this run", about)
 	planned := map[string]results.Cell{}
 	for _, c := range m.Cells {
@@ -143,6 +145,11 @@ func newTimeline(w io.Writer, run *results.Run) *timeline {
 			a.over = e
 		}
 		a.end = max(a.end, e.T)
+	}
+	tl.tids = cellPid + len(tl.attempts) // no thread has the number of a process but its first
+	for _, a := range tl.attempts {
+		a.tid = tl.tids + 1
+		tl.tids += a.Concurrency
 	}
 	return tl
 }

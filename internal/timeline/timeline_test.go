@@ -400,9 +400,9 @@ func TestTrace(t *testing.T) {
 	want := map[string]string{
 		vllm + "requests in flight (count)":               "1100=1 1150=1 1199=1 1200=0 2000=1 2000=2 2100=2 2150=2 2199=2 2200=2 2300=1 2400=0",
 		vllm + "context of requests in flight (tokens)":   "1100=10 1150=11 1199=12 1200=0 2000=20 2000=30 2100=33 2150=34 2199=35 2200=23 2300=0 2400=0",
-		vllm + "server: requests running (count)":         "2010=2",
-		vllm + "server: requests waiting (count)":         "2010=1",
-		vllm + "server: KV cache used (%)":                "2010=25",
+		vllm + "server: requests running (count)":         "2010=2 3100=0",
+		vllm + "server: requests waiting (count)":         "2010=1 3100=0",
+		vllm + "server: KV cache used (%)":                "2010=25 3100=0",
 		native + "requests in flight (count)":             "4100=1 4200=0",
 		native + "context of requests in flight (tokens)": "4100=5 4200=0",
 		gpu + "memory used (MiB)":                         "2000=3 2008=5",
@@ -428,7 +428,7 @@ func TestTrace(t *testing.T) {
 	for i, want := range []string{
 		"[[6 13]]",
 		fmt.Sprintf("[[%d]]", len(all)),
-		"[[gpt2/chat/stream/c2/vllm/r0 server: KV cache used (%) 2010000000 25] [GPU 0: NVIDIA H100 power (W) 2000000000 351.25] [GPU 0: NVIDIA H100 power by the energy counter (W) 2000000000 300]]",
+		"[[gpt2/chat/stream/c2/vllm/r0 server: KV cache used (%) 3100000000 0] [gpt2/chat/stream/c2/vllm/r0 server: KV cache used (%) 2010000000 25] [GPU 0: NVIDIA H100 power (W) 2000000000 351.25] [GPU 0: NVIDIA H100 power by the energy counter (W) 2000000000 300]]",
 		"[[2200000003 199999997 0 no first token within 200 ms]]",
 		"[[2150000001] [2199000002]]",
 		"[[client 0 1] [client 0 3] [client 1 1]]",
