@@ -14,10 +14,10 @@ import (
 	"github.com/nativebench/nativebench/internal/timeline/timelinetest"
 )
 
-// isTraceOf holds a packed trace against the run directory: it has each request
-// with its times and all tokens; and Perfetto's trace processor, if it is there,
+// isTraceOf holds a packed trace against the run directory: it has each request,
+// all tokens, and counters, those of more too; and Perfetto's trace processor, if it is there,
 // takes it without an error and sees the same.
-func isTraceOf(t *testing.T, file string, run *results.Run) {
+func isTraceOf(t *testing.T, file string, run *results.Run, more ...string) {
 	t.Helper()
 	f, err := os.Open(file)
 	if err != nil {
@@ -69,7 +69,7 @@ func isTraceOf(t *testing.T, file string, run *results.Run) {
 	if requests != len(run.Records) || requests == 0 || int(got) != tokens || tokens == 0 {
 		t.Errorf("%d requests of %d, %g tokens of %d", requests, len(run.Records), got, tokens)
 	}
-	for _, name := range []string{"requests in flight", "context of requests in flight", "resident memory (RSS)", "memory available"} {
+	for _, name := range append(more, "requests in flight", "context of requests in flight", "resident memory (RSS)", "memory available") {
 		if !counters[name] {
 			t.Errorf("no counter %q among %v", name, counters)
 		}
