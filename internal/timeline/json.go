@@ -128,11 +128,11 @@ func (w *writer) end(pid, tid int, t int64) {
 	w.event(event{Phase: "E", Pid: pid, Tid: tid, T: micros(t)})
 }
 
-func (w *writer) instant(pid, tid int, t int64, kind, name string, a args) {
+func (w *writer) instant(pid, tid int, t int64, kind, name string, a any) {
 	w.event(event{Phase: "i", Pid: pid, Tid: tid, T: micros(t), Kind: kind, Name: name, Scope: "t", Args: a})
 }
 
 // counter sets a counter of a process. Perfetto shows "name (unit)".
 func (w *writer) counter(pid int, t int64, name, unit string, value float64) {
-	w.event(event{Phase: "C", Pid: pid, T: micros(t), Name: name, Args: map[string]float64{"(" + unit + ")": value}})
+	w.event(event{Phase: "C", Pid: pid, T: micros(t), Name: name, Args: args{"(" + unit + ")": value}})
 }

@@ -264,6 +264,13 @@ type arrivals struct {
 	from, to int64
 }
 
+// tokenArgs are the arguments of their instants.
+type tokenArgs struct {
+	N     int32 `json:"n"`
+	Total int32 `json:"total"`
+	Off   int64 `json:"stamp_off_ns,omitempty"` // how far its stamp is from where it is shown
+}
+
 // newArrivals takes the marks; from and to are the request's, in the trace's time.
 func newArrivals(rec *results.Record, a *attempt, from, to int64) *arrivals {
 	what := "event" // with content; how many tokens each brought is not known
@@ -282,13 +289,13 @@ func (ar *arrivals) write(tl *timeline, pid, tid int, until int64) {
 			return
 		}
 		ar.from = t
-		told := args{}
+		told := tokenArgs{}
 		for len(ar.marks) > 0 && ar.time() == t {
 			m := ar.marks[0]
 			n += max(m.N-ar.before, 0)
 			ar.before, ar.marks = max(m.N, ar.before), ar.marks[1:]
 			if off := m.T + ar.offset - t; off != 0 {
-				told["stamp_off_ns"] = off
+				told.Off = off
 			}
 		}
 		if n == 0 {
@@ -298,7 +305,7 @@ func (ar *arrivals) write(tl *timeline, pid, tid int, until int64) {
 		if n > 1 {
 			name = fmt.Sprintf("%d %ss", n, ar.what)
 		}
-		told["n"], told["total"] = n, ar.before
+		told.N, told.Total = n, ar.before
 		tl.w.instant(pid, tid, t, ar.what, name, told)
 		tl.sum.Tokens += int(n)
 	}
@@ -310,10 +317,13 @@ func (ar *arrivals) time() int64 {
 	return min(max(ar.marks[0].T+ar.offset, ar.from), ar.to)
 }
 
-// flight is what the requests of an attempt had in the air.
+// flight is what the requests of an attempt had in the air. It is known only
+// when all of them were read, so it is kept in little: the tokens by steps of
+// time, not one by one.
 type flight struct {
-	changes []change
-	landed  bool
+	edges  []change
+	steps  map[int64]float64 // tokens that came in each step
+	landed bool
 }
 
 type change struct {
@@ -322,54 +332,63 @@ type change struct {
 	tokens   float64
 }
 
+// flightStep is how exact the arrivals of tokens are in the context in flight,
+// in ns. They are written at the end of their step.
+const flightStep = 5_000_000
+
 func (f *flight) add(rec *results.Record, offset int64) {
 	if f.landed {
 		return
 	}
-	prompt := float64(max(rec.PromptTokens, 0))
-	f.changes = append(f.changes, change{rec.Start + offset, 1, prompt})
-	all, before := prompt, int32(0)
+	if f.steps == nil {
+		f.steps = map[int64]float64{}
+	}
+	from, to := rec.Start+offset, rec.End+offset
+	all := float64(max(rec.PromptTokens, 0))
+	f.edges = append(f.edges, change{from, 1, all})
 	if n := len(rec.Marks); n > 0 && rec.Marks[n-1].N > 0 {
 		// Marks that count events are scaled so that they add up to the tokens.
 		scale := float64(max(rec.OutputTokens, 0)) / float64(rec.Marks[n-1].N)
+		before := int32(0)
 		for _, m := range rec.Marks {
-			if more := float64(m.N-before) * scale; more > 0 && m.T < rec.End {
-				f.changes = append(f.changes, change{max(m.T, rec.Start) + offset, 0, more})
+			more := float64(m.N-before) * scale
+			before = m.N
+			// What comes in the step of the request's end goes with it.
+			if step := max(m.T+offset, from) / flightStep; more > 0 && step < to/flightStep {
+				f.steps[step] += more
 				all += more
 			}
-			before = m.N
 		}
 	}
-	f.changes = append(f.changes, change{rec.End + offset, -1, -all})
+	f.edges = append(f.edges, change{to, -1, -all})
 }
-
-// flightStep is how often the context in flight is written at most, in ns, but
-// at the begin and end of requests.
-const flightStep = 5_000_000
 
 // land writes the counters of an attempt whose requests are all there.
 func (a *attempt) land(tl *timeline) {
 	if a == nil || a.flight.landed {
 		return
 	}
-	f := a.flight
-	slices.SortStableFunc(f.changes, func(x, y change) int { return cmp.Compare(x.t, y.t) })
-	requests, tokens, written, edge := 0, 0.0, int64(0), false
-	for i, c := range f.changes {
+	changes := a.flight.edges
+	for step, tokens := range a.flight.steps {
+		changes = append(changes, change{(step + 1) * flightStep, 0, tokens})
+	}
+	a.flight = &flight{landed: true}
+	slices.SortFunc(changes, func(x, y change) int { return cmp.Compare(x.t, y.t) })
+	requests, tokens, edge := 0, 0.0, false
+	for i, c := range changes {
 		requests, tokens, edge = requests+c.requests, tokens+c.tokens, edge || c.requests != 0
-		if i+1 < len(f.changes) && f.changes[i+1].t == c.t {
+		if i+1 < len(changes) && changes[i+1].t == c.t {
 			continue // written with the last change of this moment
 		}
-		if !edge && c.t-written < flightStep {
-			continue
+		if edge {
+			tl.w.counter(a.pid, c.t, "requests in flight", "count", float64(requests))
+			tl.sum.Samples++
 		}
 		if requests == 0 {
 			tokens = 0 // sums of shares may leave a remainder
 		}
-		tl.w.counter(a.pid, c.t, "requests in flight", "count", float64(requests))
 		tl.w.counter(a.pid, c.t, "context of requests in flight", "tokens", tokens)
-		tl.sum.Samples += 2
-		written, edge = c.t, false
+		tl.sum.Samples++
+		edge = false
 	}
-	a.flight = &flight{landed: true}
 }

@@ -398,8 +398,8 @@ func TestTrace(t *testing.T) {
 		got[key] = strings.TrimSpace(fmt.Sprintf("%s %d=%g", got[key], c.t/ms, c.value))
 	}
 	want := map[string]string{
-		vllm + "requests in flight (count)":               "1100=1 1150=1 1199=1 1200=0 2000=1 2000=2 2100=2 2150=2 2199=2 2200=2 2300=1 2400=0",
-		vllm + "context of requests in flight (tokens)":   "1100=10 1150=11 1199=12 1200=0 2000=20 2000=30 2100=33 2150=34 2199=35 2200=23 2300=0 2400=0",
+		vllm + "requests in flight (count)":               "1100=1 1200=0 2000=1 2000=2 2200=2 2300=1 2400=0",
+		vllm + "context of requests in flight (tokens)":   "1100=10 1155=11 1200=0 2000=20 2000=30 2105=33 2155=34 2200=35 2200=23 2300=0 2400=0",
 		vllm + "server: requests running (count)":         "2010=2 3100=0",
 		vllm + "server: requests waiting (count)":         "2010=1 3100=0",
 		vllm + "server: KV cache used (%)":                "2010=25 3100=0",
