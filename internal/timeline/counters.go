@@ -129,9 +129,7 @@ func (tl *timeline) telemetry() error {
 			kind = "gpu"
 		}
 		pid := tl.process(a, kind, s.Subject)
-		if pid == a.pid {
-			a.sampled = max(a.sampled, s.T)
-		}
+		a.sampled = max(a.sampled, s.T)
 		for _, key := range sortedKeys(s.Values) {
 			value := s.Values[key]
 			how, known := table[kind][key]
@@ -166,8 +164,8 @@ func (tl *timeline) telemetry() error {
 func (tl *timeline) sample(a *attempt, pid int, t int64, how series, value float64) {
 	tl.w.counter(pid, t, how.name, how.unit, value*how.factor)
 	tl.sum.Samples++
-	if pid == a.pid && !slices.Contains(a.open, how) {
-		a.open = append(a.open, how)
+	if c := (openCounter{pid, how.name, how.unit}); !slices.Contains(a.open, c) {
+		a.open = append(a.open, c)
 	}
 }
 
@@ -180,16 +178,21 @@ func sortedKeys(m map[string]float64) []string {
 	return keys
 }
 
-// endCounters sets what the samples of a cell left to 0 at its end: a viewer
-// would go on showing the last value, of what is there no more.
+// openCounter is a counter to be ended.
+type openCounter struct {
+	pid        int
+	name, unit string
+}
+
+// endCounters ends the counters of each attempt, those of GPUs and the host too:
+// until the next one nothing is measured, but a viewer would go on showing the
+// last value.
 func (tl *timeline) endCounters() {
 	for _, a := range tl.attempts {
-		t, ok := a.at(max(a.end, a.sampled))
-		if !ok {
-			continue
-		}
-		for _, c := range a.open {
-			tl.w.counter(a.pid, t, c.name, c.unit, 0)
+		if t, ok := a.at(max(a.end, a.sampled)); ok {
+			for _, c := range a.open {
+				tl.w.endCounter(c.pid, t, c.name, c.unit)
+			}
 		}
 	}
 }

@@ -136,3 +136,9 @@ func (w *writer) instant(pid, tid int, t int64, kind, name string, a any) {
 func (w *writer) counter(pid int, t int64, name, unit string, value float64) {
 	w.event(event{Phase: "C", Pid: pid, T: micros(t), Name: name, Args: args{"(" + unit + ")": value}})
 }
+
+// endCounter says that a counter is not known from t on: NaN, which JSON has no
+// number for. Perfetto reads it (NULL in its SQL) and draws nothing.
+func (w *writer) endCounter(pid int, t int64, name, unit string) {
+	w.event(event{Phase: "C", Pid: pid, T: micros(t), Name: name, Args: args{"(" + unit + ")": "NaN"}})
+}

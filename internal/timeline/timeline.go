@@ -80,8 +80,8 @@ type attempt struct {
 	lanes   map[int]*lanes // by worker
 	tid     int            // of the first worker; those of the others follow
 	untold  int            // requests without a time
-	open    []series       // counters of its own that have values
-	sampled int64          // stamp of the last of their samples
+	open    []openCounter  // that have values of its samples
+	sampled int64          // stamp of the last one
 	flight  *flight
 }
 

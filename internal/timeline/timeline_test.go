@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -176,7 +177,11 @@ func readBack(t *testing.T, file string) (all []*slice, counters []counter, name
 			}
 		case "C":
 			for unit, v := range e.Args {
-				counters = append(counters, counter{e.Pid, e.Name + " " + unit, at, v.(float64)})
+				value, ok := v.(float64)
+				if !ok && v == "NaN" {
+					value = math.NaN()
+				}
+				counters = append(counters, counter{e.Pid, e.Name + " " + unit, at, value})
 			}
 		case "B", "i":
 			sl := &slice{pid: e.Pid, tid: e.Tid, kind: e.Cat, name: e.Name, from: at, to: at, args: e.Args}
@@ -400,18 +405,18 @@ func TestTrace(t *testing.T) {
 	want := map[string]string{
 		vllm + "requests in flight (count)":               "1100=1 1200=0 2000=1 2000=2 2200=2 2300=1 2400=0",
 		vllm + "context of requests in flight (tokens)":   "1100=10 1155=11 1200=0 2000=20 2000=30 2105=33 2155=34 2200=35 2200=23 2300=0 2400=0",
-		vllm + "server: requests running (count)":         "2010=2 3100=0",
-		vllm + "server: requests waiting (count)":         "2010=1 3100=0",
-		vllm + "server: KV cache used (%)":                "2010=25 3100=0",
+		vllm + "server: requests running (count)":         "2010=2 3100=NaN",
+		vllm + "server: requests waiting (count)":         "2010=1 3100=NaN",
+		vllm + "server: KV cache used (%)":                "2010=25 3100=NaN",
 		native + "requests in flight (count)":             "4100=1 4200=0",
 		native + "context of requests in flight (tokens)": "4100=5 4200=0",
-		gpu + "memory used (MiB)":                         "2000=3 2008=5",
-		gpu + "power (W)":                                 "2000=351.25",
-		gpu + "power by the energy counter (W)":           "2000=300",
-		gpu + "SM clock (MHz)":                            "2000=1980",
-		gpu + "busy (%)":                                  "2000=50",
-		"host: CPU clock (MHz)":                           "2010=3400",
-		"host: new_thing_bytes (value)":                   "2010=12",
+		gpu + "memory used (MiB)":                         "2000=3 2008=5 3100=NaN",
+		gpu + "power (W)":                                 "2000=351.25 3100=NaN",
+		gpu + "power by the energy counter (W)":           "2000=300 3100=NaN",
+		gpu + "SM clock (MHz)":                            "2000=1980 3100=NaN",
+		gpu + "busy (%)":                                  "2000=50 3100=NaN",
+		"host: CPU clock (MHz)":                           "2010=3400 3100=NaN",
+		"host: new_thing_bytes (value)":                   "2010=12 3100=NaN",
 	}
 	if !maps.Equal(got, want) {
 		t.Errorf("counters:\n got %q\nwant %q", got, want)
@@ -420,7 +425,8 @@ func TestTrace(t *testing.T) {
 	answers := timelinetest.Sound(t, file,
 		"select count(*), sum(extract_arg(arg_set_id, 'args.n')) from slice where category in ('token', 'event')",
 		"select count(*) from slice",
-		"select p.name, t.name, c.ts, c.value from counter c join process_counter_track t on c.track_id = t.id join process p using (upid) where t.name like 'power%' or t.name like '%KV%' order by c.ts desc, t.name",
+		"select p.name, t.name, c.ts, c.value from counter c join process_counter_track t on c.track_id = t.id join process p using (upid) where c.value is not null and (t.name like 'power%' or t.name like '%KV%') order by c.ts desc, t.name",
+		"select count(*), count(value), count(distinct track_id) from counter where ts = 3100000000",
 		"select ts, dur, extract_arg(arg_set_id, 'args.prompt_tokens'), extract_arg(arg_set_id, 'args.error') from slice where name like 'FAILED (timeout)%' order by ts",
 		"select s.ts from slice s where s.category = 'token' and s.ts % 1000000 != 0 order by s.ts",
 		"select t.name, count(*) from slice s join thread_track tt on s.track_id = tt.id join thread t using (utid) where s.category = 'request' and s.dur > 0 group by t.utid order by t.name, 2",
@@ -428,7 +434,8 @@ func TestTrace(t *testing.T) {
 	for i, want := range []string{
 		"[[6 13]]",
 		fmt.Sprintf("[[%d]]", len(all)),
-		"[[gpt2/chat/stream/c2/vllm/r0 server: KV cache used (%) 3100000000 0] [gpt2/chat/stream/c2/vllm/r0 server: KV cache used (%) 2010000000 25] [GPU 0: NVIDIA H100 power (W) 2000000000 351.25] [GPU 0: NVIDIA H100 power by the energy counter (W) 2000000000 300]]",
+		"[[gpt2/chat/stream/c2/vllm/r0 server: KV cache used (%) 2010000000 25] [GPU 0: NVIDIA H100 power (W) 2000000000 351.25] [GPU 0: NVIDIA H100 power by the energy counter (W) 2000000000 300]]",
+		"[[10 0 10]]",
 		"[[2200000003 199999997 0 no first token within 200 ms]]",
 		"[[2150000001] [2199000002]]",
 		"[[client 0 1] [client 0 3] [client 1 1]]",
@@ -488,7 +495,7 @@ func TestSittings(t *testing.T) {
 		all, counters, names := readBack(t, file)
 		sound(t, all)
 		equal(t, boot+": requests", named(all, "request"), want)
-		counters = slices.DeleteFunc(counters, func(c counter) bool { return c.name != "memory used (MiB)" })
+		counters = slices.DeleteFunc(counters, func(c counter) bool { return c.name != "memory used (MiB)" || math.IsNaN(c.value) })
 		if len(counters) != 2 || !strings.Contains(want[1], fmt.Sprintf(" %d ", counters[1].t)) {
 			t.Errorf("%s: samples: %+v", boot, counters)
 		}
