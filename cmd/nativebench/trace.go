@@ -62,8 +62,13 @@ func checkTraceFile(path string) error {
 	if path == "" {
 		return errors.New("needs the name of a file, as out.json")
 	}
-	if info, err := os.Stat(path); err == nil && info.IsDir() {
+	switch info, err := os.Lstat(path); {
+	case err == nil && info.IsDir():
 		return fmt.Errorf("%s: it is a directory; name a file", path)
+	case err == nil && !info.Mode().IsRegular(): // it would be replaced, /dev/stdout for one
+		return fmt.Errorf("%s: there is something of that name that is no plain file; name another file", path)
+	case results.IsPart(path):
+		return fmt.Errorf("%s: it is a part of a run and would be lost; name another file", path)
 	}
 	parent := filepath.Dir(path)
 	if info, err := os.Stat(parent); err != nil {

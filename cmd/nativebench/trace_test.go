@@ -136,6 +136,8 @@ func TestTraceRefuses(t *testing.T) {
 		{[]string{"trace", dir, dir, "-o", there}, exitUsage, "2 run directories were given; a trace is of one"},
 		{[]string{"trace", filepath.Join(dir, "nowhere"), "-o", there}, exitError, "there is no such directory"},
 		{[]string{"trace", dir, "-o", dir}, exitUsage, "it is a directory; name a file"},
+		{[]string{"trace", dir, "-o", "/dev/stdout"}, exitUsage, "is no plain file"},
+		{[]string{"trace", dir, "-o", filepath.Join(dir, "requests.jsonl")}, exitUsage, "it is a part of a run and would be lost"},
 		{[]string{"trace", dir, "-o", filepath.Join(dir, "no", "out.json")}, exitUsage, "there is no directory"},
 		{[]string{"trace", dir, "-o", filepath.Join(there, "out.json")}, exitUsage, "is a file, not a directory"},
 		{[]string{"trace", dir, "-o", "/proc/out.json"}, exitUsage, "cannot write into /proc"},

@@ -59,6 +59,17 @@ func (r *Run) Requests() iter.Seq2[Record, error] {
 	}
 }
 
+// IsPart tells whether path names a file that a run is made of: one that must
+// not be written over.
+func IsPart(path string) bool {
+	switch filepath.Base(path) {
+	case manifestFile, cellsFile, requestsFile, telemetryFile, lockFile:
+		_, err := os.Stat(filepath.Join(filepath.Dir(path), manifestFile))
+		return err == nil
+	}
+	return false
+}
+
 // firsts tells of each record whether it is the first of its request. A
 // measured one that came twice would be counted twice.
 func firsts() func(*Record) bool {

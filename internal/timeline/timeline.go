@@ -246,10 +246,13 @@ func (tl *timeline) requests() error {
 	return tl.w.err
 }
 
-// lost notes a line that cannot be read; an error of the disk ends the trace.
+// lost notes a line that cannot be read; an error of the disk ends the trace. A
+// file that is missing is noted already.
 func (tl *timeline) lost(err error) error {
 	var disk *fs.PathError
-	if errors.As(err, &disk) {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if errors.As(err, &disk) {
 		return err
 	}
 	tl.note("%v", err)

@@ -3,6 +3,7 @@ package timeline
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -534,6 +535,48 @@ func TestDamage(t *testing.T) {
 		t.Errorf("%d requests, %q", sum.Requests, sum.Notes)
 	}
 	timelinetest.Sound(t, file)
+}
+
+// TestNothingThere: a run of which no request was made, and no telemetry kept.
+func TestNothingThere(t *testing.T) {
+	c := cellOf("native", "stream", 1, 1)
+	b, dir := newRun(t, c)
+	b.ok(b.w.Close())
+	for _, name := range []string{"requests.jsonl", "telemetry.jsonl"} {
+		b.ok(os.Remove(filepath.Join(dir, name)))
+	}
+	file, sum := write(t, dir)
+	all, counters, _ := readBack(t, file)
+	if len(all) != 1 || len(counters) != 0 || sum.Requests != 0 {
+		t.Errorf("%d slices, %d counters, %+v", len(all), len(counters), sum)
+	}
+	equal(t, "notes", sum.Notes, []string{"requests.jsonl is missing", "telemetry.jsonl is missing"})
+}
+
+type full struct{ left int }
+
+func (f *full) Write(p []byte) (int, error) {
+	if f.left -= len(p); f.left < 0 {
+		return 0, errors.New("the disk is full")
+	}
+	return len(p), nil
+}
+
+// TestFullDisk: wherever it is cut off, a trace is an error and no whole file.
+func TestFullDisk(t *testing.T) {
+	run, err := results.ReadEvents(fullRun(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var whole bytes.Buffer
+	if _, err := Write(&whole, run); err != nil {
+		t.Fatal(err)
+	}
+	for room := 0; room < whole.Len(); room += 977 {
+		if _, err := Write(&full{room}, run); err == nil || err.Error() != "the disk is full" {
+			t.Fatalf("with room for %d of %d bytes: %v", room, whole.Len(), err)
+		}
+	}
 }
 
 // TestAnyRun: whatever the stamps of a run are, its trace is sound, has every
