@@ -4,6 +4,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 NATIVEBENCH_ENGINE_DIR=$(scripts/build-engine.sh --print-dir)
 export NATIVEBENCH_ENGINE_DIR
+if ! NATIVEBENCH_TRACE_PROCESSOR=$(scripts/trace-processor.sh --fetch); then
+    echo "test: traces are not opened in Perfetto's trace processor: see above" >&2
+fi
+export NATIVEBENCH_TRACE_PROCESSOR
 
 echo "== Go, with cgo, race detector"
 CGO_ENABLED=1 "${GO:-go}" test -race ./...

@@ -105,6 +105,7 @@ func newApp(known registry) *cli.App {
 			runCommand(known),
 			verifyCommand(known),
 			reportCommand(),
+			traceCommand(),
 			explainCommand(),
 			modelsCommand(),
 			doctorCommand(),

@@ -50,6 +50,9 @@ func measureAction(c *cli.Context, known registry, base plan.Plan) error {
 	if err := checkValues(c); err != nil {
 		return err
 	}
+	if err := checkTraceFlag(c); err != nil {
+		return err
+	}
 	s := newSetup(c, known, base)
 	if c.IsSet("resume") {
 		var err error
@@ -119,6 +122,12 @@ func (s *setup) runAndReport(c *cli.Context, stop *stopper, manifest *results.Ma
 		return reportErr
 	}
 	fmt.Fprintf(c.App.ErrWriter, "\nrun directory: %s\n", s.out)
+	var traceErr error
+	if path := c.String("trace"); path != "" {
+		if traceErr = writeTrace(c.App.ErrWriter, s.out, path); traceErr != nil {
+			fmt.Fprintf(c.App.ErrWriter, "nativebench: %v; the run itself is kept: nativebench trace %s -o FILE writes it again\n", traceErr, s.out)
+		}
+	}
 	for _, line := range notOneModel(x.manifest) {
 		fmt.Fprintln(c.App.ErrWriter, line)
 	}
@@ -128,6 +137,8 @@ func (s *setup) runAndReport(c *cli.Context, stop *stopper, manifest *results.Ma
 	case stop.stopped() && x.left > 0: // not when all was done by then
 		fmt.Fprintf(c.App.ErrWriter, "stopped; complete it with: nativebench %s --resume %s\n", c.Command.Name, s.out)
 		return exitStatus(exitInterrupted)
+	case traceErr != nil:
+		return exitStatus(exitError)
 	case x.failed > 0:
 		return exitStatus(exitCellsFailed)
 	}

@@ -168,12 +168,13 @@ func TestRealBackendsSideBySide(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := filepath.Join(dir, "run")
-	code, stdout, stderr := invoke(t, small("native,llama-server", out, "--weights", made.GGUF, "--concurrency", "1,2", "--max-tokens", "8", "--threads", "1", "--format", "terminal")...)
+	out, trace := filepath.Join(dir, "run"), filepath.Join(dir, "out.json.gz")
+	code, stdout, stderr := invoke(t, small("native,llama-server", out, "--trace", trace, "--weights", made.GGUF, "--concurrency", "1,2", "--max-tokens", "8", "--threads", "1", "--format", "terminal")...)
 	if code != exitOK {
 		t.Fatalf("status %d: %s", code, stderr)
 	}
 	run := readRun(t, out)
+	isTraceOf(t, trace, run)
 	prompts := map[string]int{}
 	for _, c := range run.Cells() {
 		if !c.Done() || len(c.Measured()) != 4 || c.Event.Host == nil || (c.Event.LoadNS > 0) != (c.Backend == "native") {
@@ -504,9 +505,10 @@ func TestCtrlCOnceAndResume(t *testing.T) {
 
 // Ctrl-C twice: the request in flight is cut, and the directory is readable.
 func TestCtrlCTwice(t *testing.T) {
-	out := filepath.Join(t.TempDir(), "run")
+	dir := t.TempDir()
+	out, trace := filepath.Join(dir, "run"), filepath.Join(dir, "out.json.gz")
 	var stderr watched
-	cmd := program(t, []string{fakeHang + "=1"}, small("fake", out, "--warmup", "0", "--mode", "sync")...)
+	cmd := program(t, []string{fakeHang + "=1"}, small("fake", out, "--warmup", "0", "--mode", "sync", "--trace", trace)...)
 	cmd.Stderr = &stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -524,6 +526,7 @@ func TestCtrlCTwice(t *testing.T) {
 	if len(run.Damage) > 0 || c.State != results.CellInterrupted || len(c.Measured()) < 3 {
 		t.Fatalf("damage %v, %s, %d records", run.Damage, c.Why(), len(c.Measured()))
 	}
+	isTraceOf(t, trace, run)
 }
 
 // kill -9 of nativebench leaves no process of a cell, a readable directory, and

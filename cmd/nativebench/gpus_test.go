@@ -61,8 +61,9 @@ func TestCellsAreWatchedOnTheGPU(t *testing.T) {
 	gpus := mockGPUs(t, 2)
 	gpus[0].Set(func(g *nvmltest.GPU) { g.Before = heldByChildren })
 	gpus[1].Set(func(g *nvmltest.GPU) { g.Faults["energy"] = nvidia.ERROR_NOT_SUPPORTED })
-	out := filepath.Join(t.TempDir(), "run")
-	code, _, stderr := invoke(t, small("fake", out, "--mode", "stream", "--repeat", "2", "--format", "none")...)
+	dir := t.TempDir()
+	out, trace := filepath.Join(dir, "run"), filepath.Join(dir, "out.json.gz")
+	code, _, stderr := invoke(t, small("fake", out, "--mode", "stream", "--repeat", "2", "--format", "none", "--trace", trace)...)
 	if code != exitOK {
 		t.Fatalf("status %d: %s", code, stderr)
 	}
@@ -108,6 +109,7 @@ func TestCellsAreWatchedOnTheGPU(t *testing.T) {
 	if seen["gpu0"] < 4 || seen["gpu1"] < 4 || seen["gpu_sampler"] == 0 {
 		t.Errorf("samples: %v", seen)
 	}
+	isTraceOf(t, trace, run, "memory used", "memory of the backend", "power", "power by the energy counter", "SM clock", "memory clock", "temperature", "busy")
 }
 
 // A GPU that falls off the bus during a cell takes its own numbers with it and

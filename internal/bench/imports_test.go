@@ -32,6 +32,8 @@ func arrows() map[string][]string {
 		"internal/results":                 {"internal/bench"},
 		"internal/measure":                 {"internal/stats", "internal/bench"},
 		"internal/report":                  {"internal/measure", "internal/results", "internal/stats", "internal/bench"},
+		"internal/timeline":                {"internal/results", "internal/bench"},
+		"internal/timeline/timelinetest":   {},
 		"internal/runner":                  {"internal/plan", "internal/results", "internal/telemetry", "internal/bench"},
 		"native":                           {"internal/bench"},
 		"httpbackends":                     {"internal/bench"},

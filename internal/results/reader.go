@@ -57,23 +57,17 @@ func (r *Run) damage(format string, args ...any) {
 // readRequests reads the records and drops a measured request that is there
 // twice: it would be counted twice.
 func (r *Run) readRequests() error {
-	type key struct {
-		cell       string
-		attempt, i int
-	}
-	seen := map[key]bool{}
+	first := firsts()
 	twice := 0
 	err := readFile(r, requestsFile, decodeRecord, func(rec Record) {
-		k := key{rec.Cell, rec.Attempt, rec.Index}
-		if !rec.Warmup && seen[k] {
+		if !first(&rec) {
 			twice++
 			return
 		}
-		seen[k] = true
 		r.Records = append(r.Records, rec)
 	})
 	if twice > 0 {
-		r.damage("%s: %d requests are there twice; the first of each is used", requestsFile, twice)
+		r.damage("%s", toldTwice(twice))
 	}
 	return err
 }
