@@ -31,6 +31,10 @@ help: ## list the targets
 compare: build ## the main job on this machine: GPT-2, in process against llama-server, synthetic weights
 	$(BIN) compare --model gpt2 --repeat 1 --requests 6 $(ARGS)
 
+.PHONY: bench-all
+bench-all: build ## everything that this machine can measure, into runs/bench-all; again: go on where it stopped (ARGS="--plan", "--time-budget 2h" …)
+	$(BIN) bench-all $(ARGS)
+
 .PHONY: build
 build: engine ## bin/nativebench, with the engine beside it
 	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/nativebench
