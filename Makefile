@@ -74,6 +74,11 @@ test-gpu: engine ## what NVML tells of this machine's NVIDIA GPUs and what each 
 	NATIVEBENCH_TEST_GPU=1 $(GO) test -count=1 -v -run RealGPU ./internal/telemetry/nvml
 	NATIVEBENCH_TEST_GPU=1 NATIVEBENCH_ENGINE_DIR=$$(readlink -f bin/engine) $(GO) test -count=1 -v -run GPUMemoryComesBack ./cmd/nativebench
 
+.PHONY: gpu-check
+gpu-check: engine ## all that is promised of GPUs, checked on this card, line by line: PASS, FAIL or SKIP with the number (TIME_BUDGET=600 …)
+	scripts/gpu-check.sh --build
+	scripts/gpu-check.sh
+
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME each (default 20s)
 	scripts/fuzz.sh $(or $(FUZZTIME),20s)
