@@ -27,6 +27,8 @@ if [ "${1:-}" = --build ]; then
     go=${GO:-go}
     command -v "$go" >/dev/null || die "--build needs Go: install it, or run it where it is and copy bin/check"
     mkdir -p "$bin"
+    # As in the Makefile.
+    export CGO_CFLAGS=${CGO_CFLAGS:--g -O2 -Wno-deprecated-declarations} CGO_LDFLAGS=${CGO_LDFLAGS:--g -O2 -Wl,-z,lazy}
     set -e
     "$go" build -o "$bin/nativebench" ./cmd/nativebench
     "$go" build -o "$bin/speed" ./scripts/speed

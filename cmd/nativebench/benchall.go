@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/nativebench/nativebench/internal/plan"
 	"github.com/nativebench/nativebench/internal/report"
@@ -147,7 +148,15 @@ func benchAllAction(c *cli.Context, known registry) error {
 			return err
 		}
 	}
+	release, err := lockWhole(dir)
+	if err != nil {
+		return err
+	}
+	defer release()
 	w.print(c.App.ErrWriter, dir)
+	if b := c.Duration("time-budget"); b > 0 {
+		fmt.Fprintf(c.App.ErrWriter, "Time budget: %s\n\n", b)
+	}
 	return w.run(c, known, dir)
 }
 
@@ -234,6 +243,20 @@ func writeWhole(path string, b []byte) error {
 		return errors.Join(err, os.Remove(temp.Name()))
 	}
 	return nil
+}
+
+// lockWhole keeps a second bench-all out of the directory: it would measure beside
+// the first. The lock falls with the process.
+func lockWhole(dir string) (release func(), err error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, refuse("--out %s: %w", dir, err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, refuse("--out %s: another nativebench is measuring there (%w): wait for it, or name another --out", dir, err)
+	}
+	return func() { f.Close() }, nil
 }
 
 func (r wholeRun) dir(whole string) string { return filepath.Join(whole, allRuns, r.Name) }

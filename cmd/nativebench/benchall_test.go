@@ -112,6 +112,9 @@ func TestBenchAllGoesOnAfterAKill(t *testing.T) {
 		}
 		return done > 0 && len(run.Events) > 2*done
 	})
+	if code, _, stderr := invoke(t, "bench-all", "--out", out); code != exitUsage || !strings.Contains(stderr, "another nativebench is measuring there") {
+		t.Errorf("two at once: status %d, %s", code, stderr)
+	}
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -383,6 +386,25 @@ func TestOrderOfCells(t *testing.T) {
 	}
 	if got := strings.Join(turns, " "); got != "native/0 llama-server/0 llama-server/1 native/1" {
 		t.Errorf("turns %s", got)
+	}
+}
+
+// A budget of compare's own starts nothing when it is over, and the run can be
+// completed.
+func TestCompareTimeBudget(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "run")
+	code, _, stderr := invoke(t, small("fake,twin", out, "--time-budget", "1ns")...)
+	if code != exitOK || !strings.Contains(stderr, "the time budget of 1ns is spent: 4 of 4 cells were not started; go on with: nativebench compare --resume "+out) {
+		t.Fatalf("status %d: %s", code, stderr)
+	}
+	if left := readRun(t, out).Remaining(); len(left) != 4 {
+		t.Fatalf("left: %v", left)
+	}
+	if code, _, stderr := invoke(t, "compare", "--resume", out, "--time-budget", "1h", "--format", "none"); code != exitOK || strings.Contains(stderr, "is spent") {
+		t.Fatalf("status %d: %s", code, stderr)
+	}
+	if left := readRun(t, out).Remaining(); len(left) > 0 {
+		t.Errorf("left: %v", left)
 	}
 }
 

@@ -281,7 +281,7 @@ func (d *document) contest(backend, key string, rivals func(*seat) bool) (k cont
 	for _, v := range d.runs {
 		for _, l := range v.loads {
 			s := l.of(backend)
-			if s == nil || !s.summary.Get(key).Known() || s.otherModel() {
+			if s == nil || !s.summary.Get(key).Known() || s.unranked() != "" {
 				continue
 			}
 			r, ok := l.rank(key, func(o *seat) bool { return o != s && rivals(o) })

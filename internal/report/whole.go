@@ -147,13 +147,27 @@ func anyBackend(*seat) bool { return true }
 // isServer leaves the bare model out.
 func isServer(s *seat) bool { return s.backend != reference }
 
+// failedMost is the share of a backend's requests from which its medians, which
+// are of the others, rank it no more.
+const failedMost = 0.1
+
+// unranked says why a backend is in no ranking; "" if it is.
+func (s *seat) unranked() string {
+	if n, all := s.summary.Requests-s.summary.OK, s.summary.Requests; float64(n) > failedMost*float64(all) {
+		return fmt.Sprintf("%s: %d of %d requests failed: not ranked", s.backend, n, all)
+	}
+	if s.otherModel() {
+		return s.backend + " does not run the same model: not ranked"
+	}
+	return ""
+}
+
 // rank orders the backends of a load by the median of a metric. Those that do
-// not run the same model are not in it, nor those of which not all repeats that
-// the others have are there.
+// not run the same model, or that failed, are not in it.
 func (l *load) rank(key string, among func(*seat) bool) (r ranking, ok bool) {
 	for _, s := range l.seats {
 		e := s.summary.Get(key)
-		if among(s) && e.Known() && !math.IsNaN(e.Median) && !s.otherModel() {
+		if among(s) && e.Known() && !math.IsNaN(e.Median) && s.unranked() == "" {
 			r.seats = append(r.seats, s)
 			r.column = e.Column
 		}
@@ -457,8 +471,8 @@ func (v *runView) medians(take func(*load) bool, key string, label func(*load) s
 					value.tone, ratio = strong, field{main: "◀"}
 				} else if i > 0 {
 					ratio = verdict(rank.against[i], col.Better, false, n)
-				} else if ranked && i < 0 {
-					ratio = field{main: n.ref(s.backend + " does not run the same model: not ranked")}
+				} else if why := s.unranked(); why != "" {
+					ratio = field{main: n.ref(why)}
 				}
 			}
 			r.cells = append(r.cells, value, ratio)

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/nativebench/nativebench/internal/bench"
 	"github.com/nativebench/nativebench/internal/results"
 	"github.com/nativebench/nativebench/internal/stats"
 )
@@ -195,6 +196,34 @@ func TestRanking(t *testing.T) {
 				t.Errorf("%s: %s against the first: %+v", tc.key, names[i+1], c)
 			}
 		}
+	}
+}
+
+// A backend that failed many requests is not the fastest for the few it answered.
+func TestFailuresAreNotRanked(t *testing.T) {
+	f := newFixture("runs/x", "native", "vllm")
+	for repeat := range 2 {
+		f.add(cellSpec{task: "chat", mode: "sync", backend: "native", concurrency: 1, repeat: repeat, requests: 10, maxTokens: 30})
+		f.add(cellSpec{task: "chat", mode: "sync", backend: "vllm", concurrency: 1, repeat: repeat, requests: 10, maxTokens: 30, change: func(r *results.Record) {
+			slowed(0.1)(r)
+			if r.Index < 3 {
+				r.Class, r.Error = bench.Refused, "too many"
+			}
+		}})
+	}
+	d, err := newDocument([]*results.Run{f.run})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, ok := d.runs[0].loads[0].rank("e2e", anyBackend); !ok || len(r.seats) != 1 || r.seats[0].backend != "native" {
+		t.Errorf("%d are ranked", len(r.seats))
+	}
+	var md bytes.Buffer
+	if err := WholeMarkdown(&md, []*results.Run{f.run}, Whole{}); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(md.String(), "vllm: 6 of 20 requests failed: not ranked") || strings.Contains(md.String(), "◀ |") {
+		t.Errorf("in\n%s", md.String())
 	}
 }
 
