@@ -74,6 +74,7 @@ func benchAllCommand(known registry) *cli.Command {
 		&cli.StringSliceFlag{Name: "weights", Category: flagsModel, Value: cli.NewStringSlice(synthetic), Usage: "`WHERE`: synthetic; hub, what models pull has downloaded; or MODEL=PATH,… of GGUF files and Hugging Face directories"},
 		&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Category: flagsOutput, Value: filepath.Join("runs", "bench-all"), Usage: "`DIR`: for all runs and the report. One that is there already is completed"},
 		&cli.BoolFlag{Name: "plan", Category: flagsOutput, Usage: "print the plan and stop"},
+		&cli.BoolFlag{Name: "report", Category: flagsOutput, Usage: "measure nothing: report what DIR has by now, and stop"},
 		&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Category: flagsOutput, Usage: "leave nothing out for memory that may not suffice"},
 	}
 	taken := map[string]bool{"prompt-tokens": true, "prompts": true, "gguf": true, "hf-dir": true}
@@ -140,6 +141,12 @@ func benchAllAction(c *cli.Context, known registry) error {
 		w.print(c.App.Writer, dir)
 		return nil
 	}
+	if c.Bool("report") {
+		if !begun {
+			return refuse("--report: there is no %s in %s: begin it without --report, or name another --out", allState, dir)
+		}
+		return w.report(c, dir, w.unbegun(dir, w.Omitted, "not begun yet"))
+	}
 	if !begun {
 		if err := checkOut(dir); err != nil {
 			return err
@@ -165,7 +172,7 @@ func optionsOf(c *cli.Context) map[string]string {
 	m := map[string]string{}
 	for _, f := range c.Command.Flags {
 		switch name := f.Names()[0]; name {
-		case "out", "plan", "time-budget":
+		case "out", "plan", "report", "time-budget":
 		default:
 			if c.IsSet(name) {
 				m[name] = flagText(c, f)
@@ -411,12 +418,7 @@ func (w *wholeBench) run(c *cli.Context, known registry, dir string) error {
 	if !end.IsZero() && code != exitInterrupted {
 		why = fmt.Sprintf("not begun: the time budget of %s was spent", c.Duration("time-budget"))
 	}
-	for _, r := range w.Runs {
-		if r.progressOf(dir) == nil && !slices.ContainsFunc(omitted, func(o report.Omission) bool { return o.What == r.Name }) {
-			omitted = append(omitted, report.Omission{What: r.Name, Why: why})
-		}
-	}
-	if err := w.report(c, dir, omitted); err != nil {
+	if err := w.report(c, dir, w.unbegun(dir, omitted, why)); err != nil {
 		return err
 	}
 	if code == exitInterrupted {
@@ -426,6 +428,17 @@ func (w *wholeBench) run(c *cli.Context, known registry, dir string) error {
 		return exitStatus(code)
 	}
 	return nil
+}
+
+// unbegun adds the runs that have no directory to what was left out.
+func (w *wholeBench) unbegun(dir string, omitted []report.Omission, why string) []report.Omission {
+	omitted = slices.Clone(omitted)
+	for _, r := range w.Runs {
+		if r.progressOf(dir) == nil && !slices.ContainsFunc(omitted, func(o report.Omission) bool { return o.What == r.Name }) {
+			omitted = append(omitted, report.Omission{What: r.Name, Why: why})
+		}
+	}
+	return omitted
 }
 
 // command is how compare makes or completes the run.

@@ -467,7 +467,7 @@ func (w *wholePlanner) args(s *setup, weights []string) []string {
 		"--repeat", fmt.Sprint(p.Repeats), "--requests", fmt.Sprint(p.Requests),
 		"--request-timeout", p.RequestTimeout.String(), "--cell-timeout", p.CellTimeout.String())
 	args = append(args, weights...)
-	done := []string{"model", "backends", "task", "mode", "concurrency", "repeat", "requests", "request-timeout", "cell-timeout", "weights", "context-sweep", "time-budget", "out", "plan"}
+	done := []string{"model", "backends", "task", "mode", "concurrency", "repeat", "requests", "request-timeout", "cell-timeout", "weights", "context-sweep", "time-budget", "out", "plan", "report"}
 	for _, f := range w.c.Command.Flags {
 		name := f.Names()[0]
 		if !w.c.IsSet(name) || slices.Contains(done, name) {

@@ -75,6 +75,7 @@ func TestBenchAllRefuses(t *testing.T) {
 		{[]string{"bench-all", "--backends", "absent"}, "nothing of this can be measured here: absent: absent: its program is not installed"},
 		{[]string{"bench-all", "--models", "gpt2", "--backends", "holder", "--weights", "hub"}, "nativebench models pull gpt2"},
 		{[]string{"bench-all", "words"}, "takes flags only"},
+		{[]string{"bench-all", "--models", "gpt2", "--backends", "fake", "--report"}, "begin it without --report"},
 	} {
 		code, _, stderr := invoke(t, append(tc.args, "--out", out)...)
 		if code != exitUsage || !strings.Contains(stderr, tc.says) || strings.Count(stderr, "\n") != 1 {
@@ -133,6 +134,9 @@ func TestBenchAllGoesOnAfterAKill(t *testing.T) {
 	}
 	if code, _, stderr := invoke(t, "bench-all", "--out", out, "--tasks", "code"); code != exitUsage || !strings.Contains(stderr, "it was begun with") {
 		t.Errorf("other flags: status %d, %s", code, stderr)
+	}
+	if code, stdout, stderr := invoke(t, "bench-all", "--out", out, "--report"); code != exitOK || !strings.Contains(stdout, "never started") {
+		t.Errorf("the report of what is there: status %d, %s%s", code, stdout, stderr)
 	}
 	code, stdout, stderr := invoke(t, whole(out, "--requests", "2")...)
 	if code != exitOK {

@@ -5,7 +5,6 @@ import (
 	"math"
 	"slices"
 	"strings"
-	"unicode"
 
 	"github.com/nativebench/nativebench/internal/bench"
 	"github.com/nativebench/nativebench/internal/measure"
@@ -35,8 +34,10 @@ const (
 	serialGain   = 1.25 // up to this there is none
 	joinShare    = 0.5  // first token over total latency: requests join a running batch
 	steadyStep   = 1.25 // time per token behind the longest prompt over the shortest: it scales well
-	tightCache   = 1.25 // KV cache in use over what the requests could need: little is wasted
 )
+
+// betweenGains is why a gain rules nothing.
+var betweenGains = fmt.Sprintf("the gain lies between %.2f and %.1f, which is neither", serialGain, batchingGain)
 
 // claims are those of the experiment about the three frameworks, in our words.
 func (d *document) claims(of Whole) []claim {
@@ -136,6 +137,46 @@ func (c *claim) decide(holds, fails int, open string) {
 	}
 }
 
+// shaky says why a number of a seat must not be set against that of another load:
+// the reasons for which Compare withholds a verdict within one. "" if it may be.
+func (s *seat) shaky(key string) string {
+	e := s.summary.Get(key)
+	busy := slices.ContainsFunc(s.group.Cells, func(c measure.Cell) bool { return c.Busy })
+	switch {
+	case s.unranked() != "":
+		return s.unranked()
+	case len(e.Repeats) < 2:
+		return "one repeat: what differs from process to process cannot be seen"
+	case busy:
+		return "the machine was busy with something else"
+	case e.Spread > stats.Disagree:
+		return fmt.Sprintf("repeats disagree by more than %.2f×", stats.Disagree)
+	}
+	return ""
+}
+
+// shakyPair is shaky of either.
+func shakyPair(a, b *seat, key string) string {
+	if why := a.shaky(key); why != "" {
+		return why
+	}
+	return b.shaky(key)
+}
+
+// openCount counts what cannot be ruled, by reason.
+type openCount struct {
+	n       int
+	reasons []string
+}
+
+func (o *openCount) add(why string) {
+	if o.n++; !slices.Contains(o.reasons, why) {
+		o.reasons = append(o.reasons, why)
+	}
+}
+
+func (o *openCount) text() string { return undecided(o.n, o.reasons) }
+
 // failures is a clause about requests that failed at a seat; "" if none did.
 func failures(s *seat) string {
 	if f := s.summary.Get("failed"); f.Count > 0 {
@@ -151,25 +192,25 @@ func (d *document) serial(backend, text string, of Whole) claim {
 		c.decide(0, 0, d.absent(backend, of)+"; "+needsParallel)
 		return c
 	}
-	holds, fails, between := 0, 0, 0
+	holds, fails := 0, 0
+	var open openCount
 	for _, k := range curves {
 		gain, line := k.gain("tok_per_s")
-		_, last := k.ends()
+		first, last := k.ends()
 		c.numbers = append(c.numbers, line+failures(last))
+		why := shakyPair(first, last, "tok_per_s")
 		switch {
+		case why != "":
+			open.add(why)
 		case gain <= serialGain:
 			holds++
 		case gain >= batchingGain:
 			fails++
 		default:
-			between++
+			open.add(betweenGains)
 		}
 	}
-	open := ""
-	if between > 0 {
-		open = fmt.Sprintf("in %d more the gain lies between %.2f and %.1f, which is neither", between, serialGain, batchingGain)
-	}
-	c.decide(holds, fails, open)
+	c.decide(holds, fails, open.text())
 	if backend == "transformers" && c.verdict != notMeasured {
 		c.why += "; our own server around generate was measured, which takes them one by one on purpose"
 	}
@@ -183,10 +224,11 @@ func (d *document) batches(backend, text string, of Whole, join bool) claim {
 		c.decide(0, 0, d.absent(backend, of)+"; "+needsParallel+", streaming")
 		return c
 	}
-	holds, fails, between := 0, 0, 0
+	holds, fails := 0, 0
+	var open openCount
 	for _, k := range curves {
 		gain, line := k.gain("tok_per_s")
-		_, last := k.ends()
+		first, last := k.ends()
 		ttft, e2e := last.summary.Get("ttft"), last.summary.Get("e2e")
 		share := math.NaN()
 		if join && ttft.Known() && e2e.Known() {
@@ -194,20 +236,19 @@ func (d *document) batches(backend, text string, of Whole, join bool) claim {
 			line += fmt.Sprintf("; there the first token comes after %s of the total latency", percent(share))
 		}
 		c.numbers = append(c.numbers, line+failures(last))
+		why := shakyPair(first, last, "tok_per_s")
 		switch {
+		case why != "":
+			open.add(why)
 		case gain >= batchingGain && (!join || share < joinShare):
 			holds++
 		case gain <= serialGain || join && share >= joinShare:
 			fails++
 		default:
-			between++
+			open.add(betweenGains)
 		}
 	}
-	open := ""
-	if between > 0 {
-		open = fmt.Sprintf("in %d more the gain lies between %.2f and %.1f, which is neither", between, serialGain, batchingGain)
-	}
-	c.decide(holds, fails, open)
+	c.decide(holds, fails, open.text())
 	return c
 }
 
@@ -326,9 +367,9 @@ func (d *document) contest(backend, key string, rivals func(*seat) bool) (k cont
 func (k contest) loads() int { return k.ahead + k.behind + k.open }
 
 func (k contest) text(key, what string) string {
-	text := fmt.Sprintf("%s, %s: %s in %s", columnName(key), what, times(k.low), k.lowAt)
+	text := fmt.Sprintf("%s, %s: %s (%s)", columnName(key), what, times(k.low), k.lowAt)
 	if k.highAt != k.lowAt {
-		text += fmt.Sprintf(", up to %s in %s", times(k.high), k.highAt)
+		text += fmt.Sprintf(" to %s (%s)", times(k.high), k.highAt)
 	}
 	return fmt.Sprintf("%s; ahead in %d, behind in %d, undecided in %d of %d loads", text, k.ahead, k.behind, k.open, k.loads())
 }
@@ -379,12 +420,19 @@ func undecided(open int, reasons []string) string {
 	return fmt.Sprintf("%d without a verdict: %s", open, strings.Join(reasons, "; "))
 }
 
+// Tokens in a block of vLLM's KV cache by default, on GPUs and on CPUs.
+const gpuBlock, cpuBlock = 16, 128
+
 // pages sets the KV cache that was in use against what the requests at once
-// could need at most.
+// could need at most, in whole blocks; one more is the allocator's own.
 func (d *document) pages(backend, text string, of Whole) claim {
-	c := claim{about: backend, text: text + ": no more of it is in use than the requests at once can need"}
+	c := claim{about: backend, text: text + ": no more of it is in use than the requests at once can need, in whole blocks"}
 	holds, fails := 0, 0
 	for _, v := range d.runs {
+		block := cpuBlock
+		if len(v.Manifest.Environment.GPUs) > 0 {
+			block = gpuBlock
+		}
 		for _, l := range v.loads {
 			s := l.of(backend)
 			if s == nil || l.Concurrency < 4 && !l.sweep() {
@@ -402,14 +450,15 @@ func (d *document) pages(backend, text string, of Whole) claim {
 				if u.KVPoolTokens <= 0 || u.KVCacheUsedMax <= 0 || longest == 0 {
 					continue
 				}
-				used, need := u.KVCacheUsedMax*u.KVPoolTokens, float64(longest*l.Concurrency)
-				if used <= tightCache*need {
+				blocks := (longest + block - 1) / block * l.Concurrency
+				used, need := u.KVCacheUsedMax*u.KVPoolTokens, float64(blocks*block)
+				if used <= need+float64(block) {
 					holds++
 				} else {
 					fails++
 				}
 				if cell.Repeat == 0 {
-					line := fmt.Sprintf("%s: %.0f tokens in use at most of %.0f, %d requests of up to %d tokens could need %.0f", l.Load, used, u.KVPoolTokens, l.Concurrency, longest, need)
+					line := fmt.Sprintf("%s: %.0f tokens in use at most of %.0f; %s of up to %d tokens can need %.0f, in blocks of %d", l.Load, used, u.KVPoolTokens, count(l.Concurrency, "request"), longest, need, block)
 					if u.Preemptions > 0 {
 						line += fmt.Sprintf("; %d preemptions", u.Preemptions)
 					}
@@ -431,6 +480,7 @@ func (d *document) pages(backend, text string, of Whole) claim {
 func (d *document) scales(backend, text string, of Whole) claim {
 	c := claim{about: backend, text: text + fmt.Sprintf(": behind its longest prompt a token takes at most %.2f of the time behind the shortest", steadyStep)}
 	holds, fails := 0, 0
+	var open openCount
 	for _, v := range d.runs {
 		for _, loads := range v.sweepLoads() {
 			if loads[0].Mode != measure.Stream {
@@ -458,19 +508,23 @@ func (d *document) scales(backend, text string, of Whole) claim {
 				if b != backend {
 					continue
 				}
-				if ratio <= steadyStep {
+				why := shakyPair(x, y, "tpot")
+				switch {
+				case why != "":
+					open.add(why)
+				case ratio <= steadyStep:
 					holds++
-				} else {
+				default:
 					fails++
 				}
 			}
 		}
 	}
-	open := ""
-	if holds+fails == 0 {
-		open = d.absent(backend, of) + "; it takes a context sweep, streaming"
+	why := open.text()
+	if holds+fails+open.n == 0 {
+		why = d.absent(backend, of) + "; it takes a context sweep, streaming"
 	}
-	c.decide(holds, fails, open)
+	c.decide(holds, fails, why)
 	return c
 }
 
@@ -499,7 +553,7 @@ func (d *document) claimSection(of Whole) section {
 		},
 	}
 	for _, c := range d.claims(of) {
-		s.facts = append(s.facts, fact{name: string(c.verdict), text: fmt.Sprintf("%s %s. %s", c.about, c.text, sentence(c.why))})
+		s.facts = append(s.facts, fact{name: string(c.verdict), text: c.about + " " + c.text, tone: strong}, fact{text: c.why})
 		shown := c.numbers[:min(len(c.numbers), claimLines)]
 		for _, line := range shown {
 			s.facts = append(s.facts, fact{text: line})
@@ -509,13 +563,4 @@ func (d *document) claimSection(of Whole) section {
 		}
 	}
 	return s
-}
-
-// sentence makes a clause one.
-func sentence(clause string) string {
-	if clause == "" {
-		return ""
-	}
-	r := []rune(clause)
-	return string(unicode.ToUpper(r[0])) + string(r[1:]) + "."
 }

@@ -582,15 +582,19 @@ func (v *runView) parallel() (all []section) {
 		for _, b := range v.backends {
 			r := row{cells: []field{{main: b}}}
 			base := math.NaN()
+			var few *seat
 			for _, c := range steps {
 				value, ratio := field{main: "—", tone: faint}, field{}
 				for _, l := range at[k] {
 					if s := l.of(b); s != nil && l.Concurrency == c {
 						if e := s.summary.Get("tok_per_s"); e.Known() {
 							if math.IsNaN(base) {
-								base = e.Median
+								base, few = e.Median, s
 							} else {
 								ratio = field{main: times(e.Median / base)}
+								if why := shakyPair(few, s, "tok_per_s"); why != "" {
+									ratio.aside, ratio.tone = "? "+n.ref("no verdict: "+why), faint
+								}
 							}
 							value = field{main: fixed(e.Median, 1)}
 							if t := s.summary.Get("failed"); t.Count > 0 {

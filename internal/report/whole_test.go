@@ -80,7 +80,7 @@ func TestClaims(t *testing.T) {
 		{"tgi", "SSE", notMeasured, "it is started in a container only"},
 		{"vllm", "token by token", borneOut, "at ×8"},
 		{"vllm", "streams fast", borneOut, "ahead in 2"},
-		{"vllm", "low latency", borneOut, "0.50× in gpt2/chat/stream"},
+		{"vllm", "low latency", borneOut, "0.50× (gpt2/chat/stream"},
 		{"vllm", "context", notMeasured, "context sweep"},
 		{"vllm", "PagedAttention", notMeasured, "own account"},
 	} {
@@ -112,11 +112,12 @@ func TestClaimsThatDoNotHold(t *testing.T) {
 			}
 		}
 	}
-	for _, n := range []int{64, 256} {
+	for _, n := range []int{64, 256, 64, 256} {
 		spec := cellSpec{task: "context", mode: "stream", backend: "vllm", concurrency: 1, requests: 6, maxTokens: 30, prompt: n}
 		if n == 256 {
 			spec.change = slowed(3)
 		}
+		spec.repeat = len(f.run.Manifest.Cells) % 4 / 2
 		f.add(spec)
 	}
 	d, err := newDocument([]*results.Run{f.run})
@@ -148,6 +149,58 @@ func TestClaimsThatDoNotHold(t *testing.T) {
 	}
 	if c := claimOf(t, d, Whole{}, "vllm", "low latency"); c.verdict != notMeasured || !strings.Contains(c.why, "one repeat") || len(c.numbers) != 2 {
 		t.Errorf("one repeat: %s (%s; %q)", c.verdict, c.why, c.numbers)
+	}
+}
+
+// A KV cache in use is held against whole blocks for each request.
+func TestClaimOfPages(t *testing.T) {
+	for _, tc := range []struct {
+		used float64
+		gpus []results.GPU
+		want ruling
+	}{
+		{513, nil, borneOut}, // four blocks of 128
+		{900, nil, notBorneOut},
+		{513, []results.GPU{{Device: "gpu0"}}, borneOut}, // 4 requests of some 100 tokens, in blocks of 16
+		{900, []results.GPU{{Device: "gpu0"}}, notBorneOut},
+	} {
+		f := newFixture("runs/x", "vllm")
+		f.run.Manifest.Environment.GPUs = tc.gpus
+		f.add(cellSpec{task: "chat", mode: "stream", backend: "vllm", concurrency: 4, requests: 16, maxTokens: 30})
+		for i := range f.run.Events {
+			if e := &f.run.Events[i]; e.State == results.CellDone {
+				e.Server = &results.ServerUse{KVCacheUsedMax: tc.used / 10000, KVPoolTokens: 10000, Preemptions: 2}
+			}
+		}
+		d, err := newDocument([]*results.Run{f.run})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c := claimOf(t, d, Whole{}, "vllm", "PagedAttention"); c.verdict != tc.want || len(c.numbers) != 1 || !strings.Contains(c.numbers[0], "2 preemptions") {
+			t.Errorf("%.0f tokens in use: %s (%s; %q)", tc.used, c.verdict, c.why, c.numbers)
+		}
+	}
+}
+
+// What a busy machine measured rules nothing, however large the difference.
+func TestClaimsOnABusyMachine(t *testing.T) {
+	f := newFixture("runs/x", "vllm")
+	for repeat := range 2 {
+		for _, c := range []int{1, 8} {
+			spec := cellSpec{task: "chat", mode: "stream", backend: "vllm", concurrency: c, repeat: repeat, requests: 16, maxTokens: 30}
+			if c == 8 {
+				spec.warnings = []string{"busy machine: other programs used 1.9 of its 2 cores meanwhile"}
+			}
+			f.add(spec)
+		}
+	}
+	d, err := newDocument([]*results.Run{f.run})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := claimOf(t, d, Whole{}, "vllm", "token by token")
+	if c.verdict != notMeasured || !strings.Contains(c.why, "busy with something else") || len(c.numbers) != 1 {
+		t.Errorf("%s (%s; %q)", c.verdict, c.why, c.numbers)
 	}
 }
 
