@@ -227,6 +227,42 @@ func TestBenchAllKeepsFailures(t *testing.T) {
 	}
 }
 
+// Weights of the user's own are compare's, each for its model; a model without
+// any is left out, and so are servers that want another form of them.
+func TestBenchAllTakesWeights(t *testing.T) {
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	pretendGPU(t, filepath.Join(t.TempDir(), "no such device"))
+	dir := t.TempDir()
+	path, out := filepath.Join(dir, "model.gguf"), filepath.Join(dir, "all")
+	writeGGUF(t, path, "gpt2", 1024, 64, true)
+	python := filepath.Join(dir, "python")
+	for _, name := range []string{"python3", "python"} {
+		file := filepath.Join(python, "bin", name)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, nil, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv(pythonVariable("transformers"), python)
+	code, stdout, stderr := invoke(t, "bench-all", "--models", "gpt2,phi-2", "--backends", "holder,transformers", "--tasks", "chat", "--mode", "sync", "--concurrency", "1",
+		"--repeat", "1", "--requests", "2", "--context-sweep", "none", "--weights", "gpt2="+path, "--seed", "7", "--no-verify", "--out", out)
+	if code != exitOK {
+		t.Fatalf("status %d: %s", code, stderr)
+	}
+	for _, want := range []string{"phi-2: no weights: --weights names none for it", "gpt2 on transformers: it loads a Hugging Face directory"} {
+		if !strings.Contains(stderr, want) || !strings.Contains(strings.Join(strings.Fields(stdout), " "), want) {
+			t.Errorf("no %q in the plan and the report:\n%s\n%s", want, stderr, stdout)
+		}
+	}
+	m := readRun(t, filepath.Join(out, "runs", "gpt2-tasks")).Manifest
+	var p plan.Plan
+	if err := m.DecodePlan(&p); err != nil || p.Seed != 7 || !p.NoVerify || len(m.Models) != 1 || m.Models[0].Path != path {
+		t.Errorf("plan %+v, models %+v, %v", p, m.Models, err)
+	}
+}
+
 // planner is one without a machine: memory and disk are given.
 func planner(backends ...string) (*wholePlanner, *setup, *model) {
 	p := wholePlan()
