@@ -31,6 +31,10 @@ help: ## list the targets
 compare: build ## the main job on this machine: GPT-2, in process against llama-server, synthetic weights
 	$(BIN) compare --model gpt2 --repeat 1 --requests 6 $(ARGS)
 
+.PHONY: bench-all
+bench-all: build ## everything that this machine can measure, into runs/bench-all; again: go on where it stopped (ARGS="--plan", "--time-budget 2h" …)
+	$(BIN) bench-all $(ARGS)
+
 .PHONY: build
 build: engine ## bin/nativebench, with the engine beside it
 	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/nativebench
@@ -69,6 +73,11 @@ test-models: engine ## synthetic weights of every architecture against real Tran
 test-gpu: engine ## what NVML tells of this machine's NVIDIA GPUs and what each call costs; 200 load and release cycles must leak no GPU memory
 	NATIVEBENCH_TEST_GPU=1 $(GO) test -count=1 -v -run RealGPU ./internal/telemetry/nvml
 	NATIVEBENCH_TEST_GPU=1 NATIVEBENCH_ENGINE_DIR=$$(readlink -f bin/engine) $(GO) test -count=1 -v -run GPUMemoryComesBack ./cmd/nativebench
+
+.PHONY: gpu-check
+gpu-check: engine ## all that is promised of GPUs, checked on this card, line by line: PASS, FAIL or SKIP with the number (TIME_BUDGET=600 …)
+	scripts/gpu-check.sh --build
+	scripts/gpu-check.sh
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME each (default 20s)

@@ -21,6 +21,9 @@ const (
 	exitInterrupted = 130 // stopped by Ctrl-C; what was measured is kept
 )
 
+// argvKey is under which key an app keeps the command line it was given.
+const argvKey = "argv"
+
 // run is the whole program. args[0] is its name.
 func run(ctx context.Context, stdout, stderr io.Writer, args []string) int {
 	return runWith(ctx, stdout, stderr, args, backends())
@@ -30,6 +33,7 @@ func run(ctx context.Context, stdout, stderr io.Writer, args []string) int {
 func runWith(ctx context.Context, stdout, stderr io.Writer, args []string, known registry) int {
 	app := newApp(known)
 	app.Writer, app.ErrWriter = stdout, stderr
+	app.Metadata = map[string]any{argvKey: args}
 	err := app.RunContext(ctx, flagsFirst(app, args))
 	var quiet exitStatus
 	var coded cli.ExitCoder
@@ -102,6 +106,7 @@ func newApp(known registry) *cli.App {
 		},
 		Commands: []*cli.Command{
 			compareCommand(known),
+			benchAllCommand(known),
 			runCommand(known),
 			verifyCommand(known),
 			reportCommand(),

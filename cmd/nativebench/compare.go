@@ -71,11 +71,11 @@ func measureAction(c *cli.Context, known registry, base plan.Plan) error {
 		}
 		return err
 	}
-	manifest, err := s.newManifest(os.Args)
+	manifest, err := s.newManifest(argv(c))
 	if err != nil {
 		return err
 	}
-	todo := s.todo()
+	todo := s.order(s.todo())
 	if c.Bool("dry-run") {
 		s.header(c.App.ErrWriter, todo)
 		for _, i := range todo {
@@ -131,6 +131,9 @@ func (s *setup) runAndReport(c *cli.Context, stop *stopper, manifest *results.Ma
 	for _, line := range notOneModel(x.manifest) {
 		fmt.Fprintln(c.App.ErrWriter, line)
 	}
+	if s.budget > 0 && x.left > 0 && !stop.stopped() && err == nil {
+		fmt.Fprintf(c.App.ErrWriter, "the time budget of %s is spent: %d of %d cells were not started; go on with: nativebench %s --resume %s\n", s.budget, x.left, len(todo), c.Command.Name, s.out)
+	}
 	switch {
 	case err != nil:
 		return exitStatus(exitError)
@@ -143,6 +146,14 @@ func (s *setup) runAndReport(c *cli.Context, stop *stopper, manifest *results.Ma
 		return exitStatus(exitCellsFailed)
 	}
 	return nil
+}
+
+// argv is the command line.
+func argv(c *cli.Context) []string {
+	if args, known := c.App.Metadata[argvKey].([]string); known {
+		return args
+	}
+	return os.Args
 }
 
 // create makes the run directory; under the default name, another run may have

@@ -42,7 +42,7 @@ func (x *execution) run(todo []int) (err error) {
 	for name, at := range x.attached {
 		x.seats.taken[name] = &keptSeat{seat: at, model: x.plan.Models[0]} // there is one: checkServers
 	}
-	x.seats.alone = (hasGPU() || len(x.gpus.used) > 0) && x.engine.GPULayers != 0
+	x.seats.alone = x.alone()
 	x.seats.gpus, x.seats.stopped = x.gpus, x.noteReleased
 	x.left = len(todo)
 	if err := x.newVetting(); err != nil {
@@ -55,25 +55,40 @@ func (x *execution) run(todo []int) (err error) {
 			x.show.note("warning: " + stopErr.Error())
 		}
 	}()
-	for at, i := range todo {
+	share := x.newShares(x.at(todo), time.Now)
+	late, err := x.pass(todo, func(c plan.Cell) bool { return share.start(x.turnOf(c), c.Load()) })
+	if err != nil || len(late) == 0 {
+		return err
+	}
+	_, err = x.pass(late, func(plan.Cell) bool { return share.rest() })
+	return err
+}
+
+// pass runs the cells that may start and returns the others.
+func (x *execution) pass(todo []int, may func(plan.Cell) bool) (late []int, err error) {
+	for _, i := range todo {
 		if x.stop.stopped() {
-			return nil
+			return nil, nil
+		}
+		if !may(x.cells[i]) {
+			late = append(late, i)
+			continue
 		}
 		if !x.pause(x.cells[i].Cooldown) {
-			return nil
+			return nil, nil
 		}
-		x.show.start(at)
+		x.show.start(x.cells[i].ID())
 		if err := x.vetModel(x.cells[i].Model); err != nil {
-			return err
+			return nil, err
 		}
 		if x.stop.stopped() {
-			return nil
+			return nil, nil
 		}
 		if err := x.cell(x.cells[i]); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return nil
+	return late, nil
 }
 
 // pause waits before a cell; false if it was cut short by a stop.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -92,10 +93,11 @@ func newProgress(out io.Writer, cells []plan.Cell) *progress {
 	}
 }
 
-// start says that cell i of those that are to run begins.
-func (p *progress) start(i int) {
+// start says that a cell of those that are to run begins.
+func (p *progress) start(id string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	i := slices.IndexFunc(p.cells, func(c plan.Cell) bool { return c.ID() == id })
 	p.at, p.answered, p.what, p.began = i, 0, "starting", time.Now()
 	p.draw()
 }

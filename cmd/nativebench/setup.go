@@ -46,6 +46,7 @@ type setup struct {
 	yes         bool
 
 	inTurn  bool          // one backend is loaded at a time
+	budget  time.Duration // no cell is started after; 0: no limit
 	ownName bool          // out is not of --out
 	wait    time.Duration // until a server is ready, at most
 
@@ -69,7 +70,7 @@ func newSetup(c *cli.Context, known registry, base plan.Plan) *setup {
 		known: known, plan: base,
 		engineDir: c.String("engine-dir"), weights: c.String("weights"), weightsFlag: "--weights", hfDir: absolute(c.String("hf-dir")), dtype: c.String("dtype"),
 		layers: c.Int("layers"), width: c.Int("width"),
-		out: c.String("out"), format: c.String("format"), yes: c.Bool("yes"), wait: c.Duration("ready-timeout"),
+		out: c.String("out"), format: c.String("format"), yes: c.Bool("yes"), wait: c.Duration("ready-timeout"), budget: c.Duration("time-budget"),
 	}
 	applyPlanFlags(c, &s.plan)
 	if s.weights != synthetic {
@@ -122,6 +123,9 @@ func (s *setup) check() error {
 	}
 	if s.wait <= 0 {
 		return refuse("--ready-timeout %s: give a time over 0", s.wait)
+	}
+	if s.budget < 0 {
+		return refuse("--time-budget %s: give a time over 0, or 0 for no limit", s.budget)
 	}
 	if s.resumed == nil {
 		if err := checkOut(s.out); err != nil {
@@ -223,15 +227,20 @@ func (s *setup) resolveThreads() {
 	}
 }
 
-// prepare looks at the machine, finds or makes the weights, renders the
-// prompts and compares need and free memory. show tells what takes its time.
-func (s *setup) prepare(ctx context.Context, show *liveLine) error {
+// look looks at the machine.
+func (s *setup) look() {
 	s.machine = telemetry.Inspect()
 	if s.gpus = (gpuSet{why: "not available: --gpu-layers 0 leaves the GPU alone"}); s.plan.Engine.GPULayers != 0 {
 		s.gpus = findGPUs()
 	}
 	s.graphics = lookGraphics(s.gpus, s.engineDir)
 	s.resolveThreads()
+}
+
+// prepare looks at the machine, finds or makes the weights, renders the
+// prompts and compares need and free memory. show tells what takes its time.
+func (s *setup) prepare(ctx context.Context, show *liveLine) error {
+	s.look()
 	s.models = map[string]*model{}
 	if len(s.holders()) > 0 {
 		for _, key := range s.plan.Models {

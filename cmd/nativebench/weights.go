@@ -221,9 +221,19 @@ func (s *setup) synthSpec(key string) synth.Spec {
 // writeSynthetic returns the synthetic weights in the user's cache, where they
 // are written if they are not there yet.
 func writeSynthetic(ctx context.Context, spec synth.Spec, show *liveLine) (*synth.Result, error) {
+	dir, err := syntheticDir(spec)
+	if err != nil {
+		return nil, err
+	}
+	defer show.erase()
+	return synth.Write(ctx, spec, dir, synthProgress(spec.Model, dir, show))
+}
+
+// syntheticDir is where synthetic weights are kept in the user's cache.
+func syntheticDir(spec synth.Spec) (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
-		return nil, refuse("synthetic weights need a cache directory: %w; set XDG_CACHE_HOME, or give --weights FILE.gguf", err)
+		return "", refuse("synthetic weights need a cache directory: %w; set XDG_CACHE_HOME, or give --weights FILE.gguf", err)
 	}
 	name := fmt.Sprintf("%s-%s-seed%d", spec.Model, strings.ToLower(spec.DType), spec.Seed)
 	for _, size := range []struct {
@@ -234,9 +244,7 @@ func writeSynthetic(ctx context.Context, spec synth.Spec, show *liveLine) (*synt
 			name += fmt.Sprintf("-%s%d", size.name, size.n)
 		}
 	}
-	dir := filepath.Join(cache, "nativebench", "models", name)
-	defer show.erase()
-	return synth.Write(ctx, spec, dir, synthProgress(spec.Model, dir, show))
+	return filepath.Join(cache, "nativebench", "models", name), nil
 }
 
 // synthProgress says once what is written, and on a terminal how far it is.
