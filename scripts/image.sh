@@ -28,7 +28,7 @@ packages() {
     rm -rf /var/lib/apt/lists/*
 }
 
-# install_go puts the pinned Go into /usr/local/go.
+# install_go puts the pinned Go into /opt/go.
 install_go() {
     # shellcheck source=scripts/go-pin.sh
     . scripts/go-pin.sh
@@ -44,8 +44,7 @@ install_go() {
         echo "$sum  $file" | sha256sum --check --status ||
             die "${file##*/} of ${GO_URL:-https://go.dev/dl} is not what was pinned (SHA-256 $sum): nothing of it was used"
     fi
-    rm -rf /usr/local/go
-    tar -C /usr/local -xzf "$file"
+    tar -C /opt -xzf "$file"
 }
 
 case ${1:-} in
@@ -53,7 +52,7 @@ case ${1:-} in
     engine) scripts/build-engine.sh ;;
     program)
         install_go
-        export PATH=/usr/local/go/bin:$PATH GOTOOLCHAIN=local GOFLAGS=-buildvcs=false
+        export PATH=/opt/go/bin:$PATH GOTOOLCHAIN=local GOFLAGS=-buildvcs=false
         export GOMODCACHE=${NATIVEBENCH_CACHE:-/tmp}/go/mod GOCACHE=${NATIVEBENCH_CACHE:-/tmp}/go/build
         make build VERSION="${VERSION:-unknown}"
         mkdir -p "$prefix"

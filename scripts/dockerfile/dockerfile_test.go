@@ -159,6 +159,38 @@ func TestGoPin(t *testing.T) {
 	}
 }
 
+// What is fetched in the place of Go is refused unless it is what was pinned.
+func TestOtherGoIsRefused(t *testing.T) {
+	if _, err := exec.LookPath("dpkg"); err != nil {
+		t.Skip("not on Debian or Ubuntu: ", err)
+	}
+	version := regexp.MustCompile(`(?m)^GO_VERSION=(.*)$`).FindStringSubmatch(read(t, "scripts/go-pin.sh"))[1]
+	mirror, cache, prefix := t.TempDir(), t.TempDir(), filepath.Join(t.TempDir(), "prefix")
+	for _, arch := range []string{"amd64", "arm64"} {
+		if err := os.WriteFile(filepath.Join(mirror, "go"+version+".linux-"+arch+".tar.gz"), []byte("something else"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run := func(url string) string {
+		cmd := exec.Command(filepath.Join(top, "scripts/image.sh"), "program")
+		cmd.Env = append(os.Environ(), "NATIVEBENCH_CACHE="+cache, "PREFIX="+prefix, "GO_URL="+url)
+		out, err := cmd.CombinedOutput()
+		if err == nil {
+			t.Errorf("%s: no error", url)
+		}
+		return string(out)
+	}
+	if said := run("file://" + mirror); !strings.Contains(said, "is not what was pinned (SHA-256 ") {
+		t.Errorf("another archive: %s", said)
+	}
+	if said := run("file://" + mirror + "/none"); !strings.Contains(said, "--build-arg GO_URL=URL") {
+		t.Errorf("no archive: %s", said)
+	}
+	if _, err := os.Stat(prefix); err == nil {
+		t.Error("something was installed")
+	}
+}
+
 // The environment for CUDA 11.8 is the one that was tested, but for PyTorch's
 // own build.
 func TestCu118Lock(t *testing.T) {
