@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "bc5b6af5bc1a99dacf691a9965e6385ac95da2a5d73422ec9acb83a3e28d3a15"
+const SourceHash = "8c7c4781e77dca579032a7e4a96f1e8e71d07b9fc65089288fa89c561f2d9872"

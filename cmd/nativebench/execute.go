@@ -31,6 +31,7 @@ type execution struct {
 	env      []string // its environment; nil: this process's
 	failed   int      // cells that failed, or whose requests did
 	left     int      // cells that have not come to their end
+	profiles int      // reports of servers that a profiler started
 	restless bool     // a GPU was not idle and cool before the last cell, for all the waiting
 }
 
@@ -96,12 +97,19 @@ func (x *execution) place(name, modelKey string) place {
 	p := x.setup.place(name, modelKey)
 	p.log = filepath.Join(x.w.LogDir(), name+"."+modelKey+".log")
 	p.say = x.show.phase
+	if x.plan.Profile != "" {
+		p.profile = func(command []string) ([]string, error) {
+			x.profiles++ // a server may be started again
+			return x.underProfiler(fmt.Sprintf("%s.%s.%d", name, modelKey, x.profiles), true, command)
+		}
+	}
 	return p
 }
 
 // cell runs one cell and keeps all of it.
 func (x *execution) cell(c plan.Cell) error {
 	job := x.prompts.job(c, x.attempt[c.ID()])
+	job.Profile = x.plan.Profile != ""
 	x.attempt[c.ID()]++
 	ev := results.CellEvent{Cell: job.ID, Attempt: job.Attempt, State: results.CellStarted, T: bench.Now()}
 	if err := x.w.Event(ev); err != nil {
@@ -152,6 +160,9 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 	defer log.Close()
 	fmt.Fprintf(log, "--- %s, attempt %d\n", job.ID, job.Attempt)
 
+	if job.Profile {
+		warnings = append(warnings, "profiled under "+x.plan.Profile+": not a measurement")
+	}
 	warnings = append(warnings, x.waitIdle()...)
 	gpus, held, noGPU := x.gpus.watched(seat)
 
@@ -160,12 +171,20 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 	failed := 0
 	client := runner.Client{PrefixCache: x.plan.PrefixCache}
 	warmups, measured := c.Warmup*c.Concurrency, runner.Measured(c) // still to come
+	command, grace := x.command, time.Duration(0)
+	if job.Profile && seat.pids == nil { // in process
+		name := fmt.Sprintf("%s.a%d", strings.ReplaceAll(job.ID, "/", "."), job.Attempt)
+		if command, err = x.underProfiler(name, false, command); err != nil {
+			return err
+		}
+		grace = profileGrace
+	}
 	drain, release := x.drainFor(seat)
 	defer release()
 	child := runner.Child{
-		Command: x.command, Env: x.env, Log: log,
+		Command: command, Env: x.env, Log: log,
 		Spec:  runner.Spec{Job: job, Backend: spec},
-		Limit: c.CellTimeout + hangGrace,
+		Limit: c.CellTimeout + hangGrace + grace, Grace: grace,
 		Started: func(pid int) {
 			roots := seat.pids
 			if roots == nil {

@@ -50,6 +50,7 @@ func planFlags() []cli.Flag {
 		&cli.DurationFlag{Name: "token-timeout", Category: flagsHow, Value: d.TokenTimeout, Usage: "time limit between two tokens of a stream; 0: none of its own"},
 		&cli.IntFlag{Name: "retries", Category: flagsHow, Value: d.Retries, Usage: "times a request is sent again when a server is too busy (429, 503) or does not answer at all; such requests are left out of latencies and speeds"},
 		&cli.DurationFlag{Name: "cell-timeout", Category: flagsHow, Value: d.CellTimeout, Usage: "time limit of one cell, model load included"},
+		&cli.StringFlag{Name: "profile", Category: flagsHow, Usage: "`TOOL`: nsys or ncu: not a measurement, but a profile of each cell's measured window, under RUN/profiles; of native, vllm and sglang on an NVIDIA GPU"},
 		&cli.DurationFlag{Name: "cooldown", Category: flagsHow, Value: d.Cooldown, Usage: "pause before each cell"},
 
 		&cli.IntFlag{Name: "threads", Category: flagsModel, Value: d.Engine.Threads, Usage: "CPU threads for decode; 0: the cores of this machine"},
@@ -155,6 +156,8 @@ func applyOneFlag(c *cli.Context, name string, p *plan.Plan) {
 		p.Retries = c.Int(name)
 	case "cell-timeout":
 		p.CellTimeout = c.Duration(name)
+	case "profile":
+		p.Profile = c.String(name)
 	case "cooldown":
 		p.Cooldown = c.Duration(name)
 	case "threads":

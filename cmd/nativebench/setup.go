@@ -131,6 +131,9 @@ func (s *setup) check() error {
 	if err := s.checkServers(); err != nil {
 		return err
 	}
+	if err := s.checkProfile(); err != nil {
+		return err
+	}
 	for _, name := range s.plan.Backends {
 		b, err := s.known.find(name)
 		if err != nil {
@@ -370,7 +373,11 @@ func (s *setup) checkServers() error {
 
 // notes are what must be known of the plan on this machine.
 func (s *setup) notes() []string {
-	notes := s.plan.Notes()
+	var notes []string
+	if note := profileNote(s.plan); note != "" {
+		notes = append(notes, note)
+	}
+	notes = append(notes, s.plan.Notes()...)
 	if list := s.wantDirectory(); len(list) > 0 && !hasGPU() {
 		var names []string
 		for _, b := range list {
