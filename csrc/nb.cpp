@@ -299,8 +299,8 @@ class LlamaModel : public Model {
             cp.samplers   = keep_->chains().data();
             cp.n_samplers = keep_->chains().size();
         }
+        if (p.watch != NB_WATCH_NOTHING) ops_ = std::make_unique<Ops>();
         if (p.watch == NB_WATCH_OPS) {
-            ops_                 = std::make_unique<Ops>();
             cp.cb_eval           = Ops::watch;
             cp.cb_eval_user_data = ops_.get();
         }
@@ -374,13 +374,11 @@ class LlamaModel : public Model {
     }
 
     bool decode(const std::vector<Entry> &batch, bool prompt, std::vector<Draw> *draws) override {
-        if (params_.watch == NB_WATCH_NOTHING) return computed(batch, prompt, draws);
-        if (ops_) ops_->begin(prompt);
+        if (!ops_) return computed(batch, prompt, draws);
+        ops_->begin(prompt);
         const int64_t t0     = now_ns();
         const bool    chosen = computed(batch, prompt, draws);
-        watched_.steps[prompt]++;
-        watched_.tokens[prompt] += static_cast<int64_t>(batch.size());
-        watched_.step_ns[prompt] += now_ns() - t0;
+        ops_->end(static_cast<int64_t>(batch.size()), now_ns() - t0);
         return chosen;
     }
     // computed is decode, unwatched.
@@ -437,15 +435,13 @@ class LlamaModel : public Model {
         if (!any) Model::profile(begin);
     }
     void ops(bool begin, nb_ops *out, std::vector<nb_op> *rows) override {
-        if (params_.watch == NB_WATCH_NOTHING) throw Error(NB_INVALID, "the engine was not opened for watching");
+        if (!ops_) throw Error(NB_INVALID, "the engine was not opened for watching");
         if (begin) {
-            watched_ = nb_ops{};
-            if (ops_) ops_->forget();
+            ops_->forget();
             return;
         }
-        *out = watched_;
-        if (!ops_) return;
-        *rows = ops_->rows();
+        ops_->tell(out, rows);
+        if (params_.watch != NB_WATCH_OPS) return;
         std::string size;
         ops_->best(&out->empty_ns, &out->flop_rate, &size);
         put(out->product, "a product of " + size + ", F16 with F32");
@@ -545,9 +541,9 @@ class LlamaModel : public Model {
             gpu_->choose(ready_ ? ready_->context : nullptr, static_cast<const float *>(keep_->logits->data), rows_,
                          static_cast<int>(first), taken_ ? taken_->context : nullptr);
             if (taken_ && to < batch.size()) ggml_backend_event_wait(stream(), taken_);
-            if (ops_) { // the logits were there: each operation was awaited
+            if (params_.watch == NB_WATCH_OPS) { // the logits were there: each operation was awaited
                 gpu_->finish();
-                watched_.sample_ns[0] += now_ns() - t0;
+                ops_->sampled(now_ns() - t0);
             }
         }
         if (draws->empty()) {
@@ -598,9 +594,8 @@ class LlamaModel : public Model {
     LlamaVocab                            vocab_;
     std::unique_ptr<Threads>              threads_;
     std::unique_ptr<Keep>                 keep_; // with gpu_
-    std::unique_ptr<Ops>                  ops_;  // with NB_WATCH_OPS
-    nb_ops                                watched_{};
-    std::unique_ptr<Gpu>                  gpu_; // NULL: tokens are chosen on the host, and why_host_ says why
+    std::unique_ptr<Ops>                  ops_;  // NULL: nothing is watched
+    std::unique_ptr<Gpu>                  gpu_;  // NULL: tokens are chosen on the host, and why_host_ says why
     ContextPtr                            ctx_;
     std::string                           why_host_;
     nb_params                             params_{};

@@ -101,7 +101,7 @@ typedef struct {
     int32_t reserved;
 } nb_stamps;
 
-// One operation of a model's graph, summed over all steps of a kind.
+// One operation of a model's graph, summed over steps of a kind.
 typedef struct {
     char    op[24];        // ggml's name: MUL_MAT
     char    name[48];      // of the tensor that it makes: "Qcur-3"
@@ -115,15 +115,16 @@ typedef struct {
     int32_t prompt; // 1: in batches of prompts, 0: in decode steps
 } nb_op;
 
-// What was watched, by kind of step: [0] decode, [1] prompts.
+// What was watched, by kind of step: [0] decode, [1] prompts. Sums, of the rows
+// too, are over the faster half of the steps that were seen.
 typedef struct {
-    int32_t steps[2];
-    int32_t reserved[2];
+    int32_t seen[2];
+    int32_t steps[2]; // of these summed
     int64_t tokens[2];
     int64_t step_ns[2];   // from the batch to its results on the host
     int64_t sample_ns[2]; // of that: choosing tokens on the device; known with NB_WATCH_OPS
     // With NB_WATCH_OPS, of the device that has most of the work:
-    int64_t empty_ns;    // an operation on one number, launched alone and awaited; median
+    int64_t empty_ns;    // an operation on one number, launched alone and awaited; the fastest
     int64_t memory_rate; // bytes a second; 0: not known
     int64_t flop_rate;   // of flops a second; 0: not known
     char    memory[64];  // how memory_rate was measured

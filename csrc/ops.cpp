@@ -157,7 +157,7 @@ bool Ops::watch(ggml_tensor *t, bool ask, void *self) {
     const ggml_tensor   *weights = weights_of(t);
     const ggml_backend_t backend = ggml_backend_sched_get_tensor_backend(o->sched_, t);
     if (t->op == GGML_OP_MUL_MAT && backend) o->busy_ = backend;
-    std::string key = std::string(o->prompt_ ? "p" : "d") + ggml_op_desc(t) + '\n' + t->name + '\n';
+    std::string key = std::string(o->now_.prompt ? "p" : "d") + ggml_op_desc(t) + '\n' + t->name + '\n';
     if (weights) key += weights->name;
     const auto [at, added] = o->order_.try_emplace(key, o->rows_.size());
     if (added) {
@@ -166,21 +166,62 @@ bool Ops::watch(ggml_tensor *t, bool ask, void *self) {
         put(row.name, t->name);
         if (weights) put(row.weight, weights->name);
         if (backend) put(row.device, ggml_backend_name(backend));
-        row.prompt = o->prompt_;
+        row.prompt = o->now_.prompt;
         o->rows_.push_back(row);
     }
-    const Cost c   = cost_of(t);
-    nb_op     &row = o->rows_[at->second];
-    row.count++;
-    row.ns += took;
-    row.read += c.read;
-    row.written += c.written;
-    row.flops += c.flops;
-    row.weights += c.weights;
+    o->now_.parts.push_back({at->second, took, cost_of(t)});
     return true;
 }
 
-std::vector<nb_op> Ops::rows() const { return rows_; }
+void Ops::forget() {
+    steps_.clear();
+    order_.clear();
+    rows_.clear();
+}
+
+void Ops::begin(bool prompt) {
+    now_        = Step{};
+    now_.prompt = prompt;
+}
+
+void Ops::end(int64_t tokens, int64_t ns) {
+    now_.tokens = tokens;
+    now_.ns     = ns;
+    steps_.push_back(std::move(now_));
+    now_ = Step{};
+}
+
+void Ops::tell(nb_ops *out, std::vector<nb_op> *rows) const {
+    *rows = rows_;
+    for (const bool prompt : {false, true}) {
+        std::vector<const Step *> kind;
+        for (const Step &s : steps_) {
+            if (s.prompt == prompt) kind.push_back(&s);
+        }
+        out->seen[prompt] = static_cast<int32_t>(kind.size());
+        // Faster for each token: the last chunk of a prompt may be a short one.
+        std::stable_sort(kind.begin(), kind.end(), [](const Step *a, const Step *b) {
+            return static_cast<double>(a->ns) / static_cast<double>(a->tokens) <
+                   static_cast<double>(b->ns) / static_cast<double>(b->tokens);
+        });
+        kind.resize((kind.size() + 1) / 2);
+        out->steps[prompt] = static_cast<int32_t>(kind.size());
+        for (const Step *s : kind) {
+            out->tokens[prompt] += s->tokens;
+            out->step_ns[prompt] += s->ns;
+            out->sample_ns[prompt] += s->sample_ns;
+            for (const Part &p : s->parts) {
+                nb_op &row = (*rows)[p.row];
+                row.count++;
+                row.ns += p.ns;
+                row.read += p.cost.read;
+                row.written += p.cost.written;
+                row.flops += p.cost.flops;
+                row.weights += p.cost.weights;
+            }
+        }
+    }
+}
 
 bool Ops::on_host() const {
     return !busy_ || ggml_backend_dev_type(ggml_backend_get_device(busy_)) == GGML_BACKEND_DEVICE_TYPE_CPU;
@@ -189,13 +230,16 @@ bool Ops::on_host() const {
 void Ops::best(int64_t *empty_ns, int64_t *flop_rate, std::string *size) const {
     *empty_ns = *flop_rate = 0;
     if (!busy_) return;
-    const Bench nothing(busy_, [](ggml_context *c) { return ggml_scale(c, ggml_new_tensor_1d(c, GGML_TYPE_F32, 1), 2); });
-    if (const auto times = nothing.times(200); !times.empty()) *empty_ns = times[times.size() / 2];
+    const Bench nothing(busy_, [](ggml_context *c) {
+        ggml_tensor *one = ggml_new_tensor_1d(c, GGML_TYPE_F32, 1);
+        return ggml_add(c, one, one);
+    });
+    if (const auto times = nothing.times(400); !times.empty()) *empty_ns = times[0];
     const int64_t m = on_host() ? 2048 : 8192, n = on_host() ? 512 : 8192;
     const Bench   product(busy_, [&](ggml_context *c) {
         return ggml_mul_mat(c, ggml_new_tensor_2d(c, GGML_TYPE_F16, m, m), ggml_new_tensor_2d(c, GGML_TYPE_F32, m, n));
     });
-    if (const auto times = product.times(5); !times.empty()) {
+    if (const auto times = product.times(10); !times.empty()) {
         *flop_rate = static_cast<int64_t>(2.0 * static_cast<double>(m) * static_cast<double>(m) * static_cast<double>(n) /
                                           (static_cast<double>(times[0]) * 1e-9));
         *size      = std::to_string(m) + "x" + std::to_string(m) + "x" + std::to_string(n);
@@ -218,7 +262,7 @@ int64_t read_rate(int threads) {
     };
     each([n](uint64_t *part, uint64_t *) { std::fill(part, part + n, uint64_t{1}); }); // pages are there, near their reader
     int64_t best = INT64_MAX;
-    for (int round = 0; round < 4; round++) {
+    for (int round = 0; round < 10; round++) {
         const int64_t t0 = now_ns();
         each([n](const uint64_t *part, uint64_t *sum) {
             uint64_t s[8] = {};

@@ -90,12 +90,14 @@ type Op struct {
 	FLOPs   int64 // of products: 2 for a multiplication and an addition; 0: it has none
 }
 
-// Steps is what was watched of one kind of step, prefill or decode, summed.
+// Steps is what was watched of one kind of step, prefill or decode, summed over
+// the faster half of those seen: what else the machine did is in the others.
 type Steps struct {
-	Steps    int
+	Seen     int
+	Steps    int   // of these summed
 	Tokens   int64 // in their batches
 	NS       int64 // from the batch to its results on the host
-	SampleNS int64 // choosing tokens: on the device within NS (known with Config.Watch ops), on the host after it
+	SampleNS int64 // choosing tokens: on the device within NS (known with Config.Watch ops); on the host after it, as in the fastest run
 	OnDevice bool  // where tokens were chosen
 	Ops      []Op  // with Config.Watch ops, in the order of the graph
 }
@@ -104,9 +106,20 @@ type Steps struct {
 type Watched struct {
 	Prefill, Decode Steps
 	// With Watch ops, of the device that did most of the work:
-	EmptyNS    int64  // an operation on one number, launched alone and awaited, median
+	EmptyNS    int64  // an operation on one number, launched alone and awaited, the fastest of many
 	MemoryRate int64  // bytes a second; 0: not known
 	Memory     string // how that was measured
 	FLOPRate   int64  // a second; 0: not known
 	Product    string // how that was measured
+}
+
+// Work is raw work for the engine, for comparing it with llama-bench and
+// llama-batched-bench: random prompt tokens, no tokenizer, EOS ignored.
+type Work struct {
+	PromptTokens int // per slot, >= 1
+	OutputTokens int // per slot; at least 2 to time decoding
+	Slots        int
+	Sample       bool // with temperature and top-p; else no sampler at all
+	Temperature  float64
+	TopP         float64
 }

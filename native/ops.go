@@ -11,6 +11,7 @@ import "C"
 import (
 	"context"
 	"fmt"
+	"math"
 	"unsafe"
 
 	"github.com/nativebench/nativebench/internal/bench"
@@ -35,10 +36,10 @@ func (e *Engine) profile(begin C.int32_t) error {
 // mostOps is room for the operations of 400 layers.
 const mostOps = 32768
 
-// Watch runs w once unwatched, to warm up, and once more, and returns what was
-// seen of that; the engine must have been opened with Config.Watch. No session
-// may be open.
-func (e *Engine) Watch(w Work) (Watched, error) {
+// Watch runs w once unwatched, to warm up, and then so many times more, and
+// returns what was seen of these; the engine must have been opened with
+// Config.Watch. No session may be open.
+func (e *Engine) Watch(w Work, times int) (Watched, error) {
 	if _, err := e.Speed(w); err != nil {
 		return Watched{}, err
 	}
@@ -55,9 +56,13 @@ func (e *Engine) Watch(w Work) (Watched, error) {
 	if err := ask(1); err != nil {
 		return Watched{}, err
 	}
-	timing, err := e.Speed(w)
-	if err != nil {
-		return Watched{}, err
+	sampling := int64(math.MaxInt64) // on the host, in the fastest run
+	for range times {
+		timing, err := e.Speed(w)
+		if err != nil {
+			return Watched{}, err
+		}
+		sampling = min(sampling, timing.Sampling)
 	}
 	if err := ask(0); err != nil {
 		return Watched{}, err
@@ -70,14 +75,18 @@ func (e *Engine) Watch(w Work) (Watched, error) {
 		FLOPRate: int64(out.flop_rate), Product: C.GoString(&out.product[0]),
 	}
 	for kind, s := range []*Steps{&seen.Decode, &seen.Prefill} {
-		*s = Steps{Steps: int(out.steps[kind]), Tokens: int64(out.tokens[kind]), NS: int64(out.step_ns[kind]), SampleNS: int64(out.sample_ns[kind]), OnDevice: e.choosesOnDevice}
+		*s = Steps{
+			Seen: int(out.seen[kind]), Steps: int(out.steps[kind]), Tokens: int64(out.tokens[kind]),
+			NS: int64(out.step_ns[kind]), SampleNS: int64(out.sample_ns[kind]), OnDevice: e.choosesOnDevice,
+		}
 	}
-	// What follows a prompt is always chosen on the host: one of each slot's tokens.
-	seen.Prefill.OnDevice, seen.Prefill.SampleNS = false, timing.Sampling
+	// What follows a prompt is always chosen on the host.
+	ofPrompts := sampling
 	if !e.choosesOnDevice {
-		seen.Prefill.SampleNS /= int64(w.OutputTokens)
-		seen.Decode.SampleNS = timing.Sampling - seen.Prefill.SampleNS
+		ofPrompts /= int64(w.OutputTokens) // one of each slot's
+		seen.Decode.SampleNS = share(sampling-ofPrompts, &seen.Decode, times)
 	}
+	seen.Prefill.OnDevice, seen.Prefill.SampleNS = false, share(ofPrompts, &seen.Prefill, times)
 	for _, r := range rows[:n] {
 		s := &seen.Decode
 		if r.prompt != 0 {
@@ -89,4 +98,12 @@ func (e *Engine) Watch(w Work) (Watched, error) {
 		})
 	}
 	return seen, nil
+}
+
+// share is the part of a run's time that belongs to the steps that were summed.
+func share(ns int64, s *Steps, runs int) int64 {
+	if s.Seen == 0 {
+		return 0
+	}
+	return int64(float64(ns) * float64(s.Steps) * float64(runs) / float64(s.Seen))
 }

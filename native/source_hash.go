@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "8c7c4781e77dca579032a7e4a96f1e8e71d07b9fc65089288fa89c561f2d9872"
+const SourceHash = "fd4cadee06be8f1c7f6a86e76c870b9e99aac7487ddc16a4c433889d6d7180c1"

@@ -14,17 +14,6 @@ import (
 	"unsafe"
 )
 
-// Work is raw work for the engine, for comparing it with llama-bench and
-// llama-batched-bench: random prompt tokens, no tokenizer, EOS ignored.
-type Work struct {
-	PromptTokens int // per slot, >= 1
-	OutputTokens int // per slot; at least 2 to time decoding
-	Slots        int
-	Sample       bool // with temperature and top-p; else no sampler at all
-	Temperature  float64
-	TopP         float64
-}
-
 // Timing is what Speed stamped, in nanoseconds.
 type Timing struct {
 	Prompt int64 // submit of the first slot to the first token of the last

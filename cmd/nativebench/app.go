@@ -104,6 +104,7 @@ func newApp(known registry) *cli.App {
 			compareCommand(known),
 			runCommand(known),
 			verifyCommand(known),
+			opsCommand(known),
 			reportCommand(),
 			explainCommand(),
 			modelsCommand(),
