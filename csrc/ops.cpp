@@ -221,6 +221,7 @@ void Ops::tell(nb_ops *out, std::vector<nb_op> *rows) const {
             }
         }
     }
+    rows->erase(std::remove_if(rows->begin(), rows->end(), [](const nb_op &r) { return r.count == 0; }), rows->end());
 }
 
 bool Ops::on_host() const {

@@ -120,6 +120,29 @@ func TestOperations(t *testing.T) {
 	}
 }
 
+// Where tokens are chosen on the device, that is a part of the step.
+func TestOperationsWithTheChoiceOnTheDevice(t *testing.T) {
+	e, err := Open(context.Background(), Config{ModelPath: tiny(t), Context: 256, Threads: 1, Watch: "ops", Sampling: "device"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	seen, err := e.Watch(Work{PromptTokens: 8, OutputTokens: 4, Slots: 1, Sample: true, Temperature: 0.8, TopP: 0.95}, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := seen.Decode.SampleNS
+	for _, o := range seen.Decode.Ops {
+		sum += o.NS
+	}
+	if d := seen.Decode; !d.OnDevice || d.SampleNS <= 0 || len(d.Ops) == 0 || sum > d.NS {
+		t.Errorf("operations and choice take %d ns of %d: %d of it the choice, on the device: %v", sum, d.NS, d.SampleNS, d.OnDevice)
+	}
+	if p := seen.Prefill; p.OnDevice || p.SampleNS <= 0 {
+		t.Errorf("prefill: choice of %d ns, on the device: %v", p.SampleNS, p.OnDevice)
+	}
+}
+
 // An engine that is not opened for it tells nothing, and one that times whole
 // steps tells of no operations.
 func TestWatchedOrNot(t *testing.T) {

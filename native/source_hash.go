@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "fd4cadee06be8f1c7f6a86e76c870b9e99aac7487ddc16a4c433889d6d7180c1"
+const SourceHash = "3a84eed862c982609b1402418d9faa895743311003d665304608970acdc41119"

@@ -149,7 +149,7 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 	if err != nil {
 		return err
 	}
-	spec, err := json.Marshal(childSpec{Backend: c.Backend, With: with})
+	spec, err := json.Marshal(childSpec{Backend: c.Backend, With: with, Pprof: x.pprof, Name: attemptName(job)})
 	if err != nil {
 		return err
 	}
@@ -173,8 +173,7 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 	warmups, measured := c.Warmup*c.Concurrency, runner.Measured(c) // still to come
 	command, grace := x.command, time.Duration(0)
 	if job.Profile && seat.pids == nil { // in process
-		name := fmt.Sprintf("%s.a%d", strings.ReplaceAll(job.ID, "/", "."), job.Attempt)
-		if command, err = x.underProfiler(name, false, command); err != nil {
+		if command, err = x.underProfiler(attemptName(job), false, command); err != nil {
 			return err
 		}
 		grace = profileGrace
@@ -245,6 +244,11 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 		return err
 	}
 	return x.finish(ev, failed)
+}
+
+// attemptName names files about one attempt at a cell.
+func attemptName(job runner.Job) string {
+	return fmt.Sprintf("%s.a%d", strings.ReplaceAll(job.ID, "/", "."), job.Attempt)
 }
 
 // noteCache adds to a server's account of itself what it does not tell: for how

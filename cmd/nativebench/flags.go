@@ -184,7 +184,7 @@ func applyOneFlag(c *cli.Context, name string, p *plan.Plan) {
 // checkValues refuses values that would be read otherwise than meant. A URL is
 // not quoted: it may hold a password.
 func checkValues(c *cli.Context) error {
-	for _, flag := range []string{"weights", "hf-dir", "prompts", "engine-dir", "out", "resume"} {
+	for _, flag := range []string{"weights", "hf-dir", "prompts", "engine-dir", "out", "resume", "pprof"} {
 		if strings.Contains(c.String(flag), "://") {
 			return refuse("--%s: a URL stands where a path should: fetch the file and give its path", flag)
 		}
@@ -252,6 +252,7 @@ func outputFlags() []cli.Flag {
 		&cli.StringFlag{Name: "resume", Category: flagsOutput, Usage: "`DIR`: complete the run in it: only its cells that are not done are run"},
 		&cli.StringFlag{Name: "format", Category: flagsOutput, Value: "terminal", Usage: "`FORMAT`: of the report at the end: terminal, markdown, csv, json, or none"},
 		&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Category: flagsOutput, Usage: "go on where nativebench would stop at an estimate: memory that may not suffice"},
+		&cli.StringFlag{Name: "pprof", Category: flagsOutput, Usage: "profile nativebench's own processes: CPU and heap of each into files of a directory, or, at an address (127.0.0.1:6060), net/http/pprof in the process of the cell that runs: `DIR|ADDR`"},
 		&cli.BoolFlag{Name: "dry-run", Category: flagsOutput, Usage: "check everything, say what would be run, and stop"},
 	}
 }

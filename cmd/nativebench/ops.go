@@ -119,7 +119,7 @@ func (s *setup) watchOps(ctx context.Context, show *liveLine, w native.Work, tim
 	if !ok {
 		return nil, fmt.Errorf("ops: the engine in process is described by a %T", at.spec)
 	}
-	a := &opsAccount{Tool: buildFacts(), Notes: s.machine.Warnings, Model: s.models[key].file, Work: opsWork{w.PromptTokens, w.OutputTokens, w.Slots, times}}
+	a := &opsAccount{Tool: buildFacts(), Notes: slices.DeleteFunc(slices.Clone(s.machine.Warnings), aboutServing), Model: s.models[key].file, Work: opsWork{w.PromptTokens, w.OutputTokens, w.Slots, times}}
 	seen := map[string]native.Watched{}
 	for _, watch := range []string{"steps", "ops"} {
 		cfg.Watch = watch
@@ -139,6 +139,10 @@ func (s *setup) watchOps(ctx context.Context, show *liveLine, w native.Work, tim
 	a.fill(seen["steps"], seen["ops"])
 	return a, nil
 }
+
+// aboutServing tells whether a warning of the machine is about servers and their
+// clients, of which there are none here.
+func aboutServing(warning string) bool { return strings.Contains(warning, "the client and the server") }
 
 // opsAccount is what ops prints. Times are means over the steps of a kind.
 type opsAccount struct {
@@ -346,7 +350,7 @@ func (a *opsAccount) write(w io.Writer) error {
 	}
 	fmt.Fprintf(&b, "nativebench %s ops: %s, %s%s\n", a.Tool.Version, a.Model.Key, a.Model.DType, weights)
 	fmt.Fprintf(&b, "  %s\n  %s\n", a.Device, wrap(a.Build, 2))
-	fmt.Fprintf(&b, "  %d sequences at once, prompts of %d tokens, answers of %d, %d times; random token ids\n", a.Work.Slots, a.Work.PromptTokens, a.Work.OutputTokens, a.Work.Times)
+	fmt.Fprintf(&b, "  sequences at once: %d; prompts of %d tokens, answers of %d, %d times; random token ids\n", a.Work.Slots, a.Work.PromptTokens, a.Work.OutputTokens, a.Work.Times)
 	rate := func(name string, value int64, unit, how string) {
 		if value == 0 {
 			fmt.Fprintf(&b, "  %-9s not known\n", name)

@@ -122,7 +122,7 @@ func TestOps(t *testing.T) {
 			continue
 		}
 		code, stdout, stderr = invoke(t, append(args, "--concurrency", "3")...)
-		for _, want := range []string{"synthetic weights, a relative", "3 sequences at once", "prefill: mean of the faster", "decode: mean of the faster", "sampling, on the host", "a step, unobserved", "LM head          MUL_MAT"} {
+		for _, want := range []string{"synthetic weights, a relative", "sequences at once: 3", "prefill: mean of the faster", "decode: mean of the faster", "sampling, on the host", "a step, unobserved", "LM head          MUL_MAT"} {
 			if code != exitOK || !strings.Contains(stdout, want) {
 				t.Errorf("status %d, no %q in:\n%s%s", code, want, stdout, stderr)
 			}

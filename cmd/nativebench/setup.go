@@ -43,6 +43,7 @@ type setup struct {
 
 	weightsFlag string // by which of these the file was named
 	format      string
+	pprof       string // where our own processes are profiled; "": nowhere
 	yes         bool
 
 	inTurn  bool          // one backend is loaded at a time
@@ -69,7 +70,7 @@ func newSetup(c *cli.Context, known registry, base plan.Plan) *setup {
 		known: known, plan: base,
 		engineDir: c.String("engine-dir"), weights: c.String("weights"), weightsFlag: "--weights", hfDir: absolute(c.String("hf-dir")), dtype: c.String("dtype"),
 		layers: c.Int("layers"), width: c.Int("width"),
-		out: c.String("out"), format: c.String("format"), yes: c.Bool("yes"), wait: c.Duration("ready-timeout"),
+		out: c.String("out"), format: c.String("format"), pprof: c.String("pprof"), yes: c.Bool("yes"), wait: c.Duration("ready-timeout"),
 	}
 	applyPlanFlags(c, &s.plan)
 	if s.weights != synthetic {
@@ -80,6 +81,9 @@ func newSetup(c *cli.Context, known registry, base plan.Plan) *setup {
 	}
 	if s.engineDir == "" {
 		s.engineDir = native.DefaultDir()
+	}
+	if !isAddress(s.pprof) {
+		s.pprof = absolute(s.pprof)
 	}
 	if s.out == "" {
 		s.out, s.ownName = freeName(filepath.Join("runs", time.Now().UTC().Format("20060102-150405")+"-"+strings.Join(s.plan.Models, "+"))), true
@@ -127,6 +131,9 @@ func (s *setup) check() error {
 		if err := checkOut(s.out); err != nil {
 			return err
 		}
+	}
+	if err := checkPprof(s.pprof); err != nil {
+		return err
 	}
 	if err := s.checkServers(); err != nil {
 		return err
@@ -375,6 +382,9 @@ func (s *setup) checkServers() error {
 func (s *setup) notes() []string {
 	var notes []string
 	if note := profileNote(s.plan); note != "" {
+		notes = append(notes, note)
+	}
+	if note := pprofNote(s.pprof); note != "" {
 		notes = append(notes, note)
 	}
 	notes = append(notes, s.plan.Notes()...)
