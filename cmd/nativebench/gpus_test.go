@@ -37,7 +37,9 @@ func children() (pids []uint32) {
 	for _, path := range tasks {
 		b, _ := os.ReadFile(path) // a thread may end meanwhile
 		for _, f := range strings.Fields(string(b)) {
-			if pid, err := strconv.ParseUint(f, 10, 32); err == nil {
+			pid, err := strconv.ParseUint(f, 10, 32)
+			// A zombie is in the list until it is reaped.
+			if stat, _ := os.ReadFile(filepath.Join("/proc", f, "stat")); err == nil && !strings.Contains(string(stat), ") Z ") {
 				pids = append(pids, uint32(pid))
 			}
 		}

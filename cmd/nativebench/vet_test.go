@@ -32,7 +32,11 @@ func TestVettingStartsNoServerTwice(t *testing.T) {
 			known[i].server = &httpbackends.Server{Name: b.name}
 			known[i].ready = func(ctx context.Context, p place) (*seat, error) {
 				starts[b.name]++
-				return b.ready(ctx, p)
+				at, err := b.ready(ctx, p)
+				if err == nil {
+					at.stop = func(context.Context) error { return nil } // it was started here
+				}
+				return at, err
 			}
 		}
 		s := &setup{known: known, plan: plan.Default()}
