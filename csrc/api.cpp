@@ -1,5 +1,6 @@
 // api.cpp: the table of functions of nb.h over Loop. Everything that can throw
 // is caught here and becomes a status and a line of text.
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <new>
@@ -140,6 +141,25 @@ nb_status nb_stamps_of(nb_engine *e, int32_t begin, nb_stamps *out, char *err, s
     });
 }
 
+nb_status nb_profile(nb_engine *e, int32_t begin, char *err, size_t errlen) {
+    return guard(err, errlen, [&] {
+        check_handle(e);
+        e->loop.model().profile(begin != 0);
+    });
+}
+
+nb_status nb_ops_of(nb_engine *e, int32_t begin, nb_ops *out, nb_op *rows, int32_t cap, int32_t *n, char *err, size_t errlen) {
+    return guard(err, errlen, [&] {
+        check_handle(e);
+        if (!out || !n || (!rows && cap > 0)) throw nb::Error(NB_INVALID, "there is no place for the operations");
+        std::vector<nb_op> all;
+        *out = nb_ops{};
+        e->loop.model().ops(begin != 0, out, &all);
+        *n = static_cast<int32_t>(all.size());
+        std::copy(all.begin(), all.begin() + std::min(*n, cap), rows);
+    });
+}
+
 nb_status nb_vocab_open(const char *path, nb_vocab **out, char *err, size_t errlen) {
     return guard(err, errlen, [&] {
         check_handle(path);
@@ -172,7 +192,8 @@ nb_status nb_vocab_piece(nb_vocab *v, int32_t id, char *buf, int32_t cap, int32_
 
 // Laid down once more in native/library.go: both sides see a change of a struct.
 static_assert(sizeof(nb_params) == 64 && sizeof(nb_info) == 736 && sizeof(nb_memory) == 88 && sizeof(nb_request) == 48 &&
-                  sizeof(nb_token) == 16 && sizeof(nb_result) == 104 && sizeof(nb_progress) == 8 && sizeof(nb_stamps) == 48,
+                  sizeof(nb_token) == 16 && sizeof(nb_result) == 104 && sizeof(nb_progress) == 8 && sizeof(nb_stamps) == 48 &&
+                  sizeof(nb_op) == 200 && sizeof(nb_ops) == 216,
               "nb.h changed: raise NB_ABI, then correct these sizes here and in native/library.go");
 
 } // namespace
@@ -185,7 +206,7 @@ const nb_api *nb_get_api(uint32_t abi) {
         nb::engine_name(),
         NB_BUILD,
         {sizeof(nb_params), sizeof(nb_info), sizeof(nb_memory), sizeof(nb_request), sizeof(nb_token), sizeof(nb_result),
-         sizeof(nb_progress), sizeof(nb_stamps)},
+         sizeof(nb_progress), sizeof(nb_stamps), sizeof(nb_op), sizeof(nb_ops)},
         nb_open,
         nb_close,
         nb_info_of,
@@ -196,6 +217,8 @@ const nb_api *nb_get_api(uint32_t abi) {
         nb_cancel,
         nb_logits,
         nb_stamps_of,
+        nb_profile,
+        nb_ops_of,
         nb_vocab_open,
         nb_vocab_close,
         nb_vocab_tokenize,

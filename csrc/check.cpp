@@ -392,6 +392,48 @@ int check_gpu(const std::string &dir) {
 
 } // namespace
 
+// Operations are told of by an engine that was opened for it, and only then;
+// what a profiler captures is begun and ended where there is CUDA.
+void check_watch(nb_engine *unwatched, const char *model) {
+    nb_ops             told{};
+    std::vector<nb_op> rows(4096);
+    int32_t            n    = 0;
+    const auto         tell = [&](nb_engine *e, int32_t begin) {
+        return api->ops(e, begin, &told, rows.data(), static_cast<int32_t>(rows.size()), &n, err, sizeof err);
+    };
+    CHECK(tell(unwatched, 0) == NB_INVALID && err[0], "%s", err);
+    CHECK(api->ops(unwatched, 0, nullptr, nullptr, 0, &n, err, sizeof err) == NB_INVALID, "%s", err);
+    for (int32_t begin : {1, 0}) {
+        const nb_status s = api->profile(unwatched, begin, err, sizeof err);
+        CHECK(s == NB_NOT_FOUND || s == NB_OK, "%s", err);
+    }
+    nb_params p  = params(model);
+    p.watch      = NB_WATCH_OPS;
+    nb_engine *e = nullptr;
+    CHECK(api->open(&p, nullptr, &e, err, sizeof err) == NB_OK, "%s", err);
+    answer(e, 0, request("one two three", 5, 0.8f, 1, NB_REQ_IGNORE_EOS));
+    nb_info in{};
+    CHECK(api->info(e, &in, err, sizeof err) == NB_OK, "%s", err);
+    if (std::string(in.arch) == "fake") {
+        CHECK(tell(e, 1) == NB_INVALID, "%s", err);
+        api->close(e);
+        return;
+    }
+    CHECK(tell(e, 1) == NB_OK && n == 0, "%s", err);
+    for (int32_t slot = 0; slot < 3; slot++) answer(e, slot, request("one two three", 5, 0.8f, 1, NB_REQ_IGNORE_EOS));
+    CHECK(tell(e, 0) == NB_OK && n > 20 && n < 4096, "%d rows: %s", n, err);
+    CHECK(told.seen[0] == 12 && told.steps[0] == 6 && told.seen[1] == 3 && told.steps[1] == 2, "%d of %d, %d of %d",
+          told.steps[0], told.seen[0], told.steps[1], told.seen[1]);
+    CHECK(told.empty_ns > 0 && told.flop_rate > 0, "%lld ns", static_cast<long long>(told.empty_ns));
+    int64_t sum[2] = {0, 0};
+    for (int32_t i = 0; i < n; i++) {
+        CHECK(rows[i].op[0] && rows[i].name[0] && rows[i].written > 0 && rows[i].count > 0, "row %d", i);
+        sum[rows[i].prompt] += rows[i].ns;
+    }
+    for (int kind : {0, 1}) CHECK(sum[kind] > 0 && sum[kind] <= told.step_ns[kind], "kind %d", kind);
+    api->close(e);
+}
+
 int main(int argc, char **argv) {
     if (argc >= 2 && std::string(argv[1]) == "--gpu") return check_gpu(argc > 2 ? argv[2] : "");
     std::setvbuf(stdout, nullptr, _IOLBF, 0);
@@ -427,6 +469,7 @@ int main(int argc, char **argv) {
     check_refusals(e);
     check_stream(e);
     check_logits(e);
+    check_watch(e, argv[2]);
     check_requests(e, requests);
 
     // Closing with requests under way cancels them.

@@ -51,6 +51,8 @@ struct Driver {
     Result (*memAlloc)(Address *, size_t);
     Result (*memFree)(Address);
     Result (*memCopy)(Address, Address, size_t, Handle);
+    Result (*profilerStart)();
+    Result (*profilerStop)();
     Result (*errorName)(Result, const char **);
 };
 
@@ -96,6 +98,8 @@ const Driver *driver(std::string *why) {
             {reinterpret_cast<void **>(&d.memAlloc), "cuMemAlloc_v2"},
             {reinterpret_cast<void **>(&d.memFree), "cuMemFree_v2"},
             {reinterpret_cast<void **>(&d.memCopy), "cuMemcpyDtoDAsync_v2"},
+            {reinterpret_cast<void **>(&d.profilerStart), "cuProfilerStart"},
+            {reinterpret_cast<void **>(&d.profilerStop), "cuProfilerStop"},
             {reinterpret_cast<void **>(&d.errorName), "cuGetErrorName"},
         };
         for (const auto &w : want) {
@@ -109,6 +113,13 @@ const Driver *driver(std::string *why) {
     }();
     if (!all) *why = problem;
     return all;
+}
+
+void must(const Driver &d, Result r, const char *what) {
+    if (r == 0) return;
+    const char *name = nullptr;
+    if (d.errorName(r, &name) != 0 || !name) name = "an unknown error";
+    throw Error(NB_INTERNAL, std::string("CUDA: ") + what + " failed: " + name);
 }
 
 class CudaGpu : public Gpu {
@@ -225,12 +236,7 @@ class CudaGpu : public Gpu {
     }
 
   private:
-    void check(Result r, const char *what) const {
-        if (r == 0) return;
-        const char *name = nullptr;
-        if (d_.errorName(r, &name) != 0 || !name) name = "an unknown error";
-        throw Error(NB_INTERNAL, std::string("CUDA: ") + what + " failed: " + name);
-    }
+    void check(Result r, const char *what) const { must(d_, r, what); }
     // A context is current per thread; the loop's thread may be new.
     void enter() const { check(d_.setCurrent(context_), "cuCtxSetCurrent"); }
 
@@ -296,6 +302,22 @@ class CudaGpu : public Gpu {
 };
 
 } // namespace
+
+void gpu_profile(int ordinal, bool begin) {
+    std::string   why;
+    const Driver *d = driver(&why);
+    if (!d) throw Error(NB_NOT_FOUND, why);
+    int    device  = 0;
+    Handle context = nullptr;
+    must(*d, d->init(0), "cuInit");
+    must(*d, d->deviceGet(&device, ordinal), "cuDeviceGet");
+    must(*d, d->retain(&context, device), "cuDevicePrimaryCtxRetain");
+    Result r = d->setCurrent(context);
+    if (r == 0) r = begin ? d->profilerStart() : d->profilerStop();
+    d->setCurrent(nullptr); // the thread is the caller's
+    d->release(device);
+    must(*d, r, begin ? "cuProfilerStart" : "cuProfilerStop");
+}
 
 std::unique_ptr<Gpu> Gpu::open(const std::string &dir, int ordinal, int n_vocab, const std::vector<int32_t> &ends, int rows,
                                std::string *why) {

@@ -49,6 +49,10 @@ class Gpu {
     virtual int64_t copy_rate() = 0;
 };
 
+// gpu_profile begins (true) or ends what a profiler captures of device `ordinal`
+// (cuProfilerStart, cuProfilerStop). Throws Error.
+void gpu_profile(int ordinal, bool begin);
+
 constexpr const char *kGpuKernels = "nb-gpu.fatbin";
 
 } // namespace nb

@@ -13,6 +13,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "nvtx.h"
+
 namespace nb {
 
 int64_t now_ns() {
@@ -71,6 +73,7 @@ struct Loop::Slot {
     int32_t              next     = 0; // token to decode
     int32_t              in_batch = 0; // tokens of this slot in the batch being stepped
     int64_t              since    = 0; // end of the last interval accounted for
+    uint64_t             range    = 0; // of the request, for a profiler
     bool                 decoding() const { return n_past >= static_cast<int32_t>(prompt.size()); }
 
     // Of a call of logits: where its next row goes, and how many are to come.
@@ -198,7 +201,8 @@ void Loop::queue(Slot &s, const nb_request &r, int64_t t0) {
     s.result.n_prompt     = static_cast<int32_t>(s.prompt.size());
     s.result.t_submit     = t0;
     s.why.clear();
-    s.used = true;
+    s.used  = true;
+    s.range = range_start("request");
     s.want.store(INT32_MAX, std::memory_order_relaxed);
     s.cancel.store(false, std::memory_order_relaxed);
     s.since           = now_ns();
@@ -326,6 +330,7 @@ void Loop::step(bool prefill) {
     }
     if (batch_.empty()) return;
 
+    const Range   range(prefill ? "prefill chunk" : "decode step");
     const int64_t begin = now_ns();
     for (Slot *s : active_) {
         if (s->n_past == 0 && s->in_batch > 0) s->result.queue += begin - s->since; // from submit to the first batch
@@ -412,6 +417,7 @@ void Loop::emit(Slot &s, int32_t entry, const Draw *chosen, int64_t at) {
         id = static_cast<int32_t>((static_cast<int64_t>(s.next) * 31 + 7) % model_->vocab().n_vocab());
         t1 = now_ns();
     } else {
+        const Range   range("sampling");
         const int64_t t0     = now_ns();
         float        *logits = model_->logits(entry);
         if (go_on) { // as llama-server does: an end token cannot be drawn at all
@@ -466,6 +472,7 @@ void Loop::append(Slot &s, int32_t id, int64_t t, bool visible) {
 
 void Loop::finish(Slot &s, int32_t how) {
     s.result.t_end = now_ns();
+    range_end(s.range);
     try {
         model_->clear(s.id);
     } catch (const std::exception &e) {

@@ -84,6 +84,12 @@ class Model {
     // stamps begins (true) or ends a calibration of those stamps against the
     // device's clock; throws Error where there is none.
     virtual void stamps(bool, nb_stamps *) { throw Error(NB_NOT_FOUND, "no device with a clock of its own computes here"); }
+    // profile begins (true) or ends what a profiler of the device captures.
+    virtual void profile(bool) { throw Error(NB_NOT_FOUND, "no CUDA device computes here"); }
+    // ops begins to watch (true) or tells what was seen since.
+    virtual void ops(bool, nb_ops *, std::vector<nb_op> *) {
+        throw Error(NB_INVALID, "this engine has no operations to be watched");
+    }
     // clear forgets the slot's tokens.
     virtual void clear(int32_t slot) = 0;
 };

@@ -17,6 +17,8 @@
 #include "llama-ext.h"
 #include "llama.h"
 #include "loop.h"
+#include "nvtx.h"
+#include "ops.h"
 
 #ifndef NB_ENGINE
 #define NB_ENGINE "llama.cpp"
@@ -297,12 +299,18 @@ class LlamaModel : public Model {
             cp.samplers   = keep_->chains().data();
             cp.n_samplers = keep_->chains().size();
         }
+        if (p.watch != NB_WATCH_NOTHING) ops_ = std::make_unique<Ops>();
+        if (p.watch == NB_WATCH_OPS) {
+            cp.cb_eval           = Ops::watch;
+            cp.cb_eval_user_data = ops_.get();
+        }
         llama_log().take();
         ctx_.reset(llama_init_from_model(model_.get(), cp));
         if (!ctx_) {
             throw failure(NB_INTERNAL,
                           "no context of " + std::to_string(p.n_slots) + " slots of " + std::to_string(n_ctx_slot_) + " tokens");
         }
+        if (ops_) ops_->scheduler(ctx_->get_sched());
         threads_ = std::make_unique<Threads>(ctx_.get(), p.n_threads, p.n_threads_batch);
         batch_   = llama_batch_init(p.n_batch, 0, 1);
     }
@@ -366,6 +374,15 @@ class LlamaModel : public Model {
     }
 
     bool decode(const std::vector<Entry> &batch, bool prompt, std::vector<Draw> *draws) override {
+        if (!ops_) return computed(batch, prompt, draws);
+        ops_->begin(prompt);
+        const int64_t t0     = now_ns();
+        const bool    chosen = computed(batch, prompt, draws);
+        ops_->end(static_cast<int64_t>(batch.size()), now_ns() - t0);
+        return chosen;
+    }
+    // computed is decode, unwatched.
+    bool computed(const std::vector<Entry> &batch, bool prompt, std::vector<Draw> *draws) {
         if (batch.size() > static_cast<size_t>(params_.n_batch)) throw Error(NB_INTERNAL, "the batch is larger than n_batch");
         if (gpu_ && !prompt) {
             decode_and_choose(batch, draws);
@@ -406,6 +423,35 @@ class LlamaModel : public Model {
         out->uncertainty = gpu_->uncertainty();
         out->copy_rate   = gpu_->copy_rate();
         out->steps       = static_cast<int32_t>(late_.size());
+    }
+    void profile(bool begin) override {
+        bool any = false;
+        for (int32_t i = 0; i < llama_model_n_devices(model_.get()) && params_.n_gpu_layers != 0; i++) {
+            const std::string name = ggml_backend_dev_name(llama_model_get_device(model_.get(), i));
+            if (name.rfind("CUDA", 0) != 0) continue;
+            any = true;
+            gpu_profile(std::atoi(name.c_str() + 4), begin);
+        }
+        if (!any) Model::profile(begin);
+    }
+    void ops(bool begin, nb_ops *out, std::vector<nb_op> *rows) override {
+        if (!ops_) throw Error(NB_INVALID, "the engine was not opened for watching");
+        if (begin) {
+            ops_->forget();
+            return;
+        }
+        ops_->tell(out, rows);
+        if (params_.watch != NB_WATCH_OPS) return;
+        std::string size;
+        ops_->best(&out->empty_ns, &out->flop_rate, &size);
+        put(out->product, "a product of " + size + ", F16 with F32");
+        if (ops_->on_host()) {
+            out->memory_rate = read_rate(params_.n_threads);
+            put(out->memory, std::to_string(params_.n_threads) + " threads reading 512 MiB");
+        } else if (gpu_) {
+            out->memory_rate = gpu_->copy_rate();
+            put(out->memory, "a copy within the device's memory");
+        }
     }
     void clear(int32_t slot) override { llama_memory_seq_rm(llama_get_memory(ctx_.get()), slot, -1, -1); }
 
@@ -490,9 +536,15 @@ class LlamaModel : public Model {
             } else { // on the host nothing is under way after this
                 llama_synchronize(ctx_.get());
             }
+            const int64_t t0 = now_ns();
+            const Range   range("sampling");
             gpu_->choose(ready_ ? ready_->context : nullptr, static_cast<const float *>(keep_->logits->data), rows_,
                          static_cast<int>(first), taken_ ? taken_->context : nullptr);
             if (taken_ && to < batch.size()) ggml_backend_event_wait(stream(), taken_);
+            if (params_.watch == NB_WATCH_OPS) { // the logits were there: each operation was awaited
+                gpu_->finish();
+                ops_->sampled(now_ns() - t0);
+            }
         }
         if (draws->empty()) {
             llama_synchronize(ctx_.get());
@@ -542,6 +594,7 @@ class LlamaModel : public Model {
     LlamaVocab                            vocab_;
     std::unique_ptr<Threads>              threads_;
     std::unique_ptr<Keep>                 keep_; // with gpu_
+    std::unique_ptr<Ops>                  ops_;  // NULL: nothing is watched
     std::unique_ptr<Gpu>                  gpu_;  // NULL: tokens are chosen on the host, and why_host_ says why
     ContextPtr                            ctx_;
     std::string                           why_host_;

@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define NB_ABI 3
+#define NB_ABI 4
 
 typedef int32_t nb_status;
 enum {
@@ -51,6 +51,7 @@ typedef struct {
 enum { NB_FA_AUTO = -1, NB_FA_OFF = 0, NB_FA_ON = 1 };
 enum { NB_KV_F16 = 0, NB_KV_F32 = 1 };
 enum { NB_SAMPLE_AUTO = 0, NB_SAMPLE_HOST = 1, NB_SAMPLE_DEVICE = 2 };
+enum { NB_WATCH_NOTHING = 0, NB_WATCH_STEPS = 1, NB_WATCH_OPS = 2 };
 
 typedef struct {
     const char *model_path;
@@ -66,7 +67,7 @@ typedef struct {
     int32_t     flash_attn;      // NB_FA_*
     int32_t     kv_type;         // NB_KV_*
     int32_t     sampling;        // NB_SAMPLE_*: where tokens are chosen; AUTO: on the device, if it can
-    int32_t     reserved;        // 0
+    int32_t     watch;           // NB_WATCH_*: for ops; with OPS nothing else that is timed means anything
 } nb_params;
 
 typedef struct {
@@ -99,6 +100,36 @@ typedef struct {
     int32_t steps;
     int32_t reserved;
 } nb_stamps;
+
+// One operation of a model's graph, summed over steps of a kind.
+typedef struct {
+    char    op[24];        // ggml's name: MUL_MAT
+    char    name[48];      // of the tensor that it makes: "Qcur-3"
+    char    weight[64];    // tensor of the model's file that it reads: "blk.3.attn_q.weight"; "": none
+    char    device[16];    // CPU, CUDA0, …
+    int64_t ns;            // launched alone and awaited
+    int64_t read, written; // bytes of its tensors' elements, each tensor once
+    int64_t weights;       // of read: of the model's file
+    int64_t flops;         // 2 for a multiplication and an addition; 0: no products
+    int32_t count;
+    int32_t prompt; // 1: in batches of prompts, 0: in decode steps
+} nb_op;
+
+// What was watched, by kind of step: [0] decode, [1] prompts. Sums, of the rows
+// too, are over the faster half of the steps that were seen.
+typedef struct {
+    int32_t seen[2];
+    int32_t steps[2]; // of these summed
+    int64_t tokens[2];
+    int64_t step_ns[2];   // from the batch to its results on the host
+    int64_t sample_ns[2]; // of that: choosing tokens on the device; known with NB_WATCH_OPS
+    // With NB_WATCH_OPS, of the device that has most of the work:
+    int64_t empty_ns;    // an operation on one number, launched alone and awaited; the fastest
+    int64_t memory_rate; // bytes a second; 0: not known
+    int64_t flop_rate;   // of flops a second; 0: not known
+    char    memory[64];  // how memory_rate was measured
+    char    product[64]; // how flop_rate was
+} nb_ops;
 
 typedef struct {
     char    device[64]; // CPU, CUDA0, …
@@ -157,7 +188,8 @@ typedef struct {
     const char *source_hash; // of csrc/ and the llama.cpp pin
     const char *engine;      // "llama.cpp v0.5.0"
     const char *build;       // compiler, flags
-    uint32_t    sizes[8];    // sizeof nb_params, nb_info, nb_memory, nb_request, nb_token, nb_result, nb_progress, nb_stamps
+    // sizeof nb_params, nb_info, nb_memory, nb_request, nb_token, nb_result, nb_progress, nb_stamps, nb_op, nb_ops
+    uint32_t sizes[10];
 
     // open loads the model, makes the context and starts the loop. May take
     // minutes; progress may be NULL.
@@ -191,6 +223,15 @@ typedef struct {
     // its end out tells of the steps in between. No request may be under way at
     // either. NB_NOT_FOUND: the device has no clock that could be read.
     nb_status (*stamps)(nb_engine *e, int32_t begin, nb_stamps *out, char *err, size_t errlen);
+
+    // profile begins (begin = 1) or ends (0) the range that a profiler of CUDA
+    // captures (cuProfilerStart, cuProfilerStop), on every device that computes.
+    // NB_NOT_FOUND: none of them is CUDA's.
+    nb_status (*profile)(nb_engine *e, int32_t begin, char *err, size_t errlen);
+    // ops begins to watch anew (begin = 1), or tells of what was watched since (0):
+    // writes up to cap rows and returns in n how many there are. The engine was
+    // opened with watch; no request may be under way. Telling takes seconds.
+    nb_status (*ops)(nb_engine *e, int32_t begin, nb_ops *out, nb_op *rows, int32_t cap, int32_t *n, char *err, size_t errlen);
 
     nb_status (*vocab_open)(const char *gguf_path, nb_vocab **out, char *err, size_t errlen);
     void (*vocab_close)(nb_vocab *v);

@@ -323,6 +323,8 @@ func TestStarts(t *testing.T) {
 	start := Start{Bin: "/env/bin/program", Script: "/s.py", Model: dir, Name: "gpt2", Port: 8000, Slots: 16, Context: 1024, Threads: 3}
 	gpu := start
 	gpu.GPULayers, gpu.DType, gpu.PrefixCache, gpu.Host = -1, "f16", true, "0.0.0.0"
+	profiled := start
+	profiled.Profile = true
 	env := []string{"HOME=/h", "HF_HUB_OFFLINE=0", "OMP_NUM_THREADS=9"}
 	vllmEnv := append([]string{"VLLM_API_KEY=sesame", "VLLM_S3_TOKEN=a", "VLLM_LOGGING_LEVEL=DEBUG"}, env...)
 	for _, tc := range []struct {
@@ -337,6 +339,11 @@ func TestStarts(t *testing.T) {
 			"vllm", vllmServer().Argv, vllmServer().Environ, start,
 			"/env/bin/program serve " + dir + " --host 127.0.0.1 --port 8000 --dtype float32 --max-model-len 1024 --max-num-seqs 16 --generation-config vllm --served-model-name gpt2 --no-enable-prefix-caching",
 			[]string{"VLLM_LOGGING_LEVEL=DEBUG", "HOME=/h", "HF_HUB_OFFLINE=1", "VLLM_NO_USAGE_STATS=1", "VLLM_CPU_KVCACHE_SPACE=2", "OMP_NUM_THREADS=3", "VLLM_CPU_OMP_THREADS_BIND=nobind"},
+		},
+		{
+			"vllm to be profiled", vllmServer().Argv, func(Start, []string) []string { return nil }, profiled,
+			"/env/bin/program serve " + dir + " --host 127.0.0.1 --port 8000 --dtype float32 --max-model-len 1024 --max-num-seqs 16 --generation-config vllm --served-model-name gpt2 --profiler-config {\"profiler\": \"cuda\"} --no-enable-prefix-caching",
+			nil,
 		},
 		{
 			"vllm on a GPU", vllmServer().Argv, vllmServer().Environ, gpu,

@@ -106,9 +106,20 @@ type Server struct {
 	// ContainerEnv are the container's variables, as NAME=value; s.Model is the
 	// weights' path outside.
 	ContainerEnv func(s Start) []string
+	// Profile are the paths that begin and end what a profiler of CUDA captures of
+	// the server, by POST.
+	Profile Profile
 	// NamedByPath: the server knows its model by the path that it was started
 	// with and by no other name.
 	NamedByPath bool
+}
+
+// Profile is how a server is told to begin and to end a capture; the zero one:
+// it cannot be told.
+type Profile struct {
+	Start, Stop string // paths
+	Body        any    // of Start, as JSON; nil: none
+	Wants       string // how the server must have been started
 }
 
 // IsProcess tells whether a command line is recognisably of this server: all
@@ -191,6 +202,7 @@ type Start struct {
 	FlashAttn    string // auto, on, off; empty: auto
 	CacheType    string // f16, f32; empty: f16
 
+	Profile     bool // be ready for Server.Profile
 	PrefixCache bool // keep what a request left in the KV cache for the next
 }
 

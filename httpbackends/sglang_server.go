@@ -32,6 +32,10 @@ func sglangServer() Server {
 			{"queue_seconds_sum", []string{"sglang:queue_time_seconds_sum"}},
 			{"queue_seconds_count", []string{"sglang:queue_time_seconds_count"}},
 		}},
+		Profile: Profile{
+			Start: "/start_profile", Stop: "/stop_profile", Body: map[string]any{"activities": []string{"CUDA_PROFILER"}},
+			Wants: "a version that has the activity CUDA_PROFILER",
+		},
 		Weights: HuggingFace,
 	}
 }

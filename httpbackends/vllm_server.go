@@ -51,6 +51,10 @@ func vllmServer() Server {
 		}, Labels: []LabelValue{
 			{"kv_pool_tokens", "vllm:cache_config_info", []string{"num_gpu_blocks", "block_size"}},
 		}},
+		Profile: Profile{
+			Start: "/start_profile", Stop: "/stop_profile",
+			Wants: `--profiler-config '{"profiler": "cuda"}'`,
+		},
 		Weights:       HuggingFace,
 		Program:       "vllm",
 		Python:        "vllm",
@@ -193,6 +197,9 @@ func vllmFlags(s Start) ([]string, error) {
 	}
 	if s.Name != "" {
 		flags = append(flags, "--served-model-name", s.Name)
+	}
+	if s.Profile {
+		flags = append(flags, "--profiler-config", `{"profiler": "cuda"}`)
 	}
 	if s.PrefixCache {
 		return append(flags, "--enable-prefix-caching"), nil

@@ -32,6 +32,8 @@ type Engine struct {
 	addBOS bool
 	vocab  int // number of token ids
 
+	choosesOnDevice bool // tokens, after those that follow a prompt
+
 	mu   sync.Mutex
 	free []int // slots without a session
 }
@@ -116,6 +118,11 @@ func (cfg Config) params() (*C.nb_params, func(), error) {
 	if !ok {
 		return nil, nil, fmt.Errorf("native: sampling on the %q is not one of auto, host, device", cfg.Sampling)
 	}
+	see := map[string]C.int32_t{"": C.NB_WATCH_NOTHING, "steps": C.NB_WATCH_STEPS, "ops": C.NB_WATCH_OPS}
+	watch, ok := see[cfg.Watch]
+	if !ok {
+		return nil, nil, fmt.Errorf("native: watching %q is not one of steps, ops", cfg.Watch)
+	}
 	cache, ok := kv[cfg.CacheType]
 	if !ok {
 		return nil, nil, fmt.Errorf("native: KV cache type %q is not one of f16, f32", cfg.CacheType)
@@ -140,6 +147,7 @@ func (cfg Config) params() (*C.nb_params, func(), error) {
 	p.flash_attn = fa
 	p.kv_type = cache
 	p.sampling = sampling
+	p.watch = watch
 	return p, func() {
 		C.free(unsafe.Pointer(p.model_path))
 		C.free(unsafe.Pointer(p.plugin_dir))
@@ -158,6 +166,7 @@ func (e *Engine) describe(cfg Config) error {
 		return err
 	}
 	e.addBOS, e.vocab = in.add_bos != 0, int(in.n_vocab)
+	e.choosesOnDevice = C.GoString(&in.sampling[0]) == "on the device"
 	e.info = bench.Info{
 		Backend: "native",
 		Engine:  "llama.cpp",

@@ -39,6 +39,13 @@ static inline nb_status api_logits(const nb_api *a, nb_engine *e, int32_t slot, 
 static inline nb_status api_stamps(const nb_api *a, nb_engine *e, int32_t begin, nb_stamps *out, char *err, size_t n) {
     return a->stamps(e, begin, out, err, n);
 }
+static inline nb_status api_profile(const nb_api *a, nb_engine *e, int32_t begin, char *err, size_t n) {
+    return a->profile(e, begin, err, n);
+}
+static inline nb_status api_ops(const nb_api *a, nb_engine *e, int32_t begin, nb_ops *out, nb_op *rows, int32_t cap,
+                                int32_t *count, char *err, size_t n) {
+    return a->ops(e, begin, out, rows, cap, count, err, n);
+}
 static inline nb_status api_vocab_open(const nb_api *a, const char *path, nb_vocab **out, char *err, size_t n) {
     return a->vocab_open(path, out, err, n);
 }

@@ -14,17 +14,6 @@ import (
 	"unsafe"
 )
 
-// Work is raw work for the engine, for comparing it with llama-bench and
-// llama-batched-bench: random prompt tokens, no tokenizer, EOS ignored.
-type Work struct {
-	PromptTokens int // per slot, >= 1
-	OutputTokens int // per slot; at least 2 to time decoding
-	Slots        int
-	Sample       bool // with temperature and top-p; else no sampler at all
-	Temperature  float64
-	TopP         float64
-}
-
 // Timing is what Speed stamped, in nanoseconds.
 type Timing struct {
 	Prompt int64 // submit of the first slot to the first token of the last
@@ -34,6 +23,7 @@ type Timing struct {
 	// tokens all slots made in it.
 	Decode       int64
 	DecodeTokens int
+	Sampling     int64 // on the host, of all slots
 }
 
 // Speed runs w once through the slots and the loop, as requests do. No
@@ -69,19 +59,21 @@ func (e *Engine) Speed(w Work) (Timing, error) {
 	}
 	begin, first, last := int64(math.MaxInt64), int64(0), int64(math.MaxInt64)
 	var stamps []int64
+	var sampling int64
 	for slot := range w.Slots {
 		if err := msg.err(C.api_wait(e.lib.api, e.handle, C.int32_t(slot), math.MaxInt32, -1, res, msg.buf, errLen)); err != nil {
 			return Timing{}, err
 		}
 		tokens := unsafe.Slice(res.tokens, res.n_tokens)
 		begin = min(begin, int64(res.t_submit))
+		sampling += int64(res.sampling)
 		first = max(first, int64(tokens[0].t_ns))
 		last = min(last, int64(tokens[len(tokens)-1].t_ns))
 		for _, t := range tokens {
 			stamps = append(stamps, int64(t.t_ns))
 		}
 	}
-	t := Timing{Prompt: first - begin, Decode: max(last-first, 0)}
+	t := Timing{Prompt: first - begin, Decode: max(last-first, 0), Sampling: sampling}
 	for _, at := range stamps {
 		if first < at && at <= last {
 			t.DecodeTokens++

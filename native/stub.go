@@ -47,6 +47,9 @@ func (*Engine) Vocab() (*Vocab, error) { return nil, ErrLeftOut }
 // Logits returns ErrLeftOut.
 func (*Engine) Logits([]int32, int) ([][]float32, error) { return nil, ErrLeftOut }
 
+// Watch returns ErrLeftOut.
+func (*Engine) Watch(Work, int) (Watched, error) { return Watched{}, ErrLeftOut }
+
 // Memory returns nothing.
 func (*Engine) Memory() []bench.MemoryPart { return nil }
 

@@ -183,10 +183,10 @@ case $sanitize in
     address) opts+=(-O1 -g -fsanitize=address -fsanitize=undefined -fno-sanitize-recover=undefined -DNB_NO_CLONES) ;;
     thread) opts+=(-O1 -g -fsanitize=thread -DNB_NO_CLONES) ;;
 esac
-ours=(csrc/api.cpp csrc/loop.cpp csrc/sampler.cpp)
+ours=(csrc/api.cpp csrc/loop.cpp csrc/nvtx.cpp csrc/sampler.cpp)
 # shellcheck disable=SC2016 # $ORIGIN is for the dynamic loader
 "$cxx" "${opts[@]}" "-DNB_ENGINE=\"llama.cpp $LLAMA_TAG\"" -I"$src/include" -I"$src/ggml/include" -I"$src/ggml/src" -I"$src/src" \
-    csrc/nb.cpp csrc/gpu.cpp csrc/gpu_host.cpp "${ours[@]}" -L"$llama" -lllama -lggml -lggml-base -pthread '-Wl,-rpath,$ORIGIN' -o "$engine.part/libnb.so"
+    csrc/nb.cpp csrc/ops.cpp csrc/gpu.cpp csrc/gpu_host.cpp "${ours[@]}" -L"$llama" -lllama -lggml -lggml-base -pthread '-Wl,-rpath,$ORIGIN' -o "$engine.part/libnb.so"
 if [ -n "$nvcc" ]; then # kernels for each card, and code that newer ones translate
     cards=("-gencode=arch=compute_${archs%%;*},code=compute_${archs%%;*}")
     IFS=';' read -ra list <<<"$archs"
@@ -196,7 +196,7 @@ fi
 mkdir "$engine.part/fake"
 "$cxx" "${opts[@]}" csrc/fake.cpp "${ours[@]}" -pthread -o "$engine.part/fake/libnb.so"
 "$cxx" -std=c++17 -Wall -Wextra -O2 -g ${sanitize:+-fsanitize=$([ "$sanitize" = address ] && echo address,undefined || echo thread)} \
-    csrc/check.cpp csrc/gpu.cpp csrc/gpu_host.cpp csrc/loop.cpp csrc/sampler.cpp -ldl -pthread -o "$engine.part/nb-check"
+    csrc/check.cpp csrc/gpu.cpp csrc/gpu_host.cpp csrc/loop.cpp csrc/nvtx.cpp csrc/sampler.cpp -ldl -pthread -o "$engine.part/nb-check"
 touch "$engine.part/complete"
 mv "$engine.part" "$engine"
 echo "$engine"

@@ -109,6 +109,7 @@ func newApp(known registry) *cli.App {
 			benchAllCommand(known),
 			runCommand(known),
 			verifyCommand(known),
+			opsCommand(known),
 			reportCommand(),
 			traceCommand(),
 			explainCommand(),

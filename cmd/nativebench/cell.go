@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -25,6 +27,9 @@ const cellGC = 400
 type childSpec struct {
 	Backend string          `json:"backend"`
 	With    json.RawMessage `json:"with"`
+	// Pprof is where this process is to be profiled, as name; "": nowhere.
+	Pprof string `json:"pprof,omitempty"`
+	Name  string `json:"name,omitempty"`
 }
 
 // cellCommand is the process of one cell; see runner.Serve.
@@ -62,7 +67,8 @@ func cellCommand(known registry) *cli.Command {
 					}
 				}
 			}()
-			return runner.Serve(ctx, drain, c.App.Reader, out, func(ctx context.Context, spec json.RawMessage, loading func(float64)) (bench.Backend, error) {
+			profiled := func() error { return nil }
+			err = runner.Serve(ctx, drain, c.App.Reader, out, func(ctx context.Context, spec json.RawMessage, loading func(float64)) (bench.Backend, error) {
 				var child childSpec
 				if err := json.Unmarshal(spec, &child); err != nil {
 					return nil, err
@@ -71,8 +77,12 @@ func cellCommand(known registry) *cli.Command {
 				if err != nil {
 					return nil, err
 				}
+				if profiled, err = startPprof(child.Pprof, child.Name); err != nil {
+					return nil, fmt.Errorf("--pprof: %w", err)
+				}
 				return b.open(ctx, child.With, loading)
 			})
+			return errors.Join(err, profiled())
 		},
 	}
 }

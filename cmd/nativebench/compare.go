@@ -83,7 +83,17 @@ func measureAction(c *cli.Context, known registry, base plan.Plan) error {
 		}
 		return nil
 	}
-	return s.runAndReport(c, stop, manifest, todo)
+	stopPprof := func() error { return nil }
+	if !isAddress(s.pprof) { // there, the processes of the cells answer
+		if stopPprof, err = startPprof(s.pprof, c.Command.Name); err != nil {
+			return refuse("--pprof %s: %w", s.pprof, err)
+		}
+	}
+	err = s.runAndReport(c, stop, manifest, todo)
+	if pprofErr := stopPprof(); pprofErr != nil {
+		fmt.Fprintf(c.App.ErrWriter, "warning: --pprof: %v\n", pprofErr)
+	}
+	return err
 }
 
 func (s *setup) readyToRun(stop *stopper, out io.Writer) error {

@@ -32,6 +32,7 @@ type execution struct {
 	env      []string // its environment; nil: this process's
 	failed   int      // cells that failed, or whose requests did or are left out
 	left     int      // cells that have not come to their end
+	profiles int      // reports of servers that a profiler started
 	restless bool     // a GPU was not idle and cool before the last cell, for all the waiting
 }
 
@@ -112,12 +113,19 @@ func (x *execution) place(name, modelKey string) place {
 	p := x.setup.place(name, modelKey)
 	p.log = filepath.Join(x.w.LogDir(), name+"."+modelKey+".log")
 	p.say = x.show.phase
+	if x.plan.Profile != "" {
+		p.profile = func(command []string) ([]string, error) {
+			x.profiles++ // a server may be started again
+			return x.underProfiler(fmt.Sprintf("%s.%s.%d", name, modelKey, x.profiles), true, command)
+		}
+	}
 	return p
 }
 
 // cell runs one cell and keeps all of it.
 func (x *execution) cell(c plan.Cell) error {
 	job := x.prompts.job(c, x.attempt[c.ID()])
+	job.Profile = x.plan.Profile != ""
 	x.attempt[c.ID()]++
 	ev := results.CellEvent{Cell: job.ID, Attempt: job.Attempt, State: results.CellStarted, T: bench.Now()}
 	if err := x.w.Event(ev); err != nil {
@@ -157,7 +165,7 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 	if err != nil {
 		return err
 	}
-	spec, err := json.Marshal(childSpec{Backend: c.Backend, With: with})
+	spec, err := json.Marshal(childSpec{Backend: c.Backend, With: with, Pprof: x.pprof, Name: attemptName(job)})
 	if err != nil {
 		return err
 	}
@@ -168,6 +176,9 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 	defer log.Close()
 	fmt.Fprintf(log, "--- %s, attempt %d\n", job.ID, job.Attempt)
 
+	if job.Profile {
+		warnings = append(warnings, "profiled under "+x.plan.Profile+": not a measurement")
+	}
 	warnings = append(warnings, x.waitIdle()...)
 	gpus, held, noGPU := x.gpus.watched(seat)
 
@@ -176,12 +187,19 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 	failed, leftOut := 0, 0
 	client := runner.Client{PrefixCache: x.plan.PrefixCache}
 	warmups, measured := c.Warmup*c.Concurrency, runner.Measured(c) // still to come
+	command, grace := x.command, time.Duration(0)
+	if job.Profile && seat.pids == nil { // in process
+		if command, err = x.underProfiler(attemptName(job), false, command); err != nil {
+			return err
+		}
+		grace = profileGrace
+	}
 	drain, release := x.drainFor(seat)
 	defer release()
 	child := runner.Child{
-		Command: x.command, Env: x.env, Log: log,
+		Command: command, Env: x.env, Log: log,
 		Spec:  runner.Spec{Job: job, Backend: spec},
-		Limit: c.CellTimeout + hangGrace,
+		Limit: c.CellTimeout + hangGrace + grace, Grace: grace,
 		Started: func(pid int) {
 			roots := seat.pids
 			if roots == nil {
@@ -244,6 +262,11 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 		return err
 	}
 	return x.finish(ev, failed, leftOut)
+}
+
+// attemptName names files about one attempt at a cell.
+func attemptName(job runner.Job) string {
+	return fmt.Sprintf("%s.a%d", strings.ReplaceAll(job.ID, "/", "."), job.Attempt)
 }
 
 // noteCache adds to a server's account of itself what it does not tell: for how

@@ -50,6 +50,7 @@ func planFlags() []cli.Flag {
 		&cli.DurationFlag{Name: "token-timeout", Category: flagsHow, Value: d.TokenTimeout, Usage: "time limit between two tokens of a stream; 0: none of its own"},
 		&cli.IntFlag{Name: "retries", Category: flagsHow, Value: d.Retries, Usage: "times a request is sent again when a server is too busy (429, 503) or does not answer at all; such requests are left out of latencies and speeds"},
 		&cli.DurationFlag{Name: "cell-timeout", Category: flagsHow, Value: d.CellTimeout, Usage: "time limit of one cell, model load included"},
+		&cli.StringFlag{Name: "profile", Category: flagsHow, Usage: "`TOOL`: nsys or ncu: not a measurement, but a profile of each cell's measured window, under RUN/profiles; of native, vllm and sglang on an NVIDIA GPU"},
 		&cli.DurationFlag{Name: "cooldown", Category: flagsHow, Value: d.Cooldown, Usage: "pause before each cell"},
 
 		&cli.IntFlag{Name: "threads", Category: flagsModel, Value: d.Engine.Threads, Usage: "CPU threads for decode; 0: the cores of this machine"},
@@ -155,6 +156,8 @@ func applyOneFlag(c *cli.Context, name string, p *plan.Plan) {
 		p.Retries = c.Int(name)
 	case "cell-timeout":
 		p.CellTimeout = c.Duration(name)
+	case "profile":
+		p.Profile = c.String(name)
 	case "cooldown":
 		p.Cooldown = c.Duration(name)
 	case "threads":
@@ -181,7 +184,7 @@ func applyOneFlag(c *cli.Context, name string, p *plan.Plan) {
 // checkValues refuses values that would be read otherwise than meant. A URL is
 // not quoted: it may hold a password.
 func checkValues(c *cli.Context) error {
-	for _, flag := range []string{"weights", "hf-dir", "prompts", "engine-dir", "out", "resume"} {
+	for _, flag := range []string{"weights", "hf-dir", "prompts", "engine-dir", "out", "resume", "pprof"} {
 		if strings.Contains(c.String(flag), "://") {
 			return refuse("--%s: a URL stands where a path should: fetch the file and give its path", flag)
 		}
@@ -251,6 +254,7 @@ func outputFlags() []cli.Flag {
 		&cli.StringFlag{Name: "format", Category: flagsOutput, Value: "terminal", Usage: "`FORMAT`: of the report at the end: terminal, markdown, csv, json, or none"},
 		&cli.StringFlag{Name: "trace", Category: flagsOutput, Usage: "`FILE`: write the run as a trace for Perfetto when it ends, as nativebench trace does"},
 		&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Category: flagsOutput, Usage: "go on where nativebench would stop at an estimate: memory that may not suffice"},
+		&cli.StringFlag{Name: "pprof", Category: flagsOutput, Usage: "profile nativebench's own processes: CPU and heap of each into files of a directory, or, at an address (127.0.0.1:6060), net/http/pprof in the process of the cell that runs: `DIR|ADDR`"},
 		&cli.BoolFlag{Name: "dry-run", Category: flagsOutput, Usage: "check everything, say what would be run, and stop"},
 	}
 }

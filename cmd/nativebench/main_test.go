@@ -107,6 +107,7 @@ func testRegistry() registry {
 		mortal(),
 		flaky(),
 		holder(),
+		traced(),
 		backend{
 			name: "unready", about: "for tests",
 			check: func(string) error { return nil },

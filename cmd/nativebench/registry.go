@@ -25,6 +25,7 @@ type backend struct {
 	// holdsWeights: it loads the model's file into this machine's memory.
 	holdsWeights bool
 	server       *httpbackends.Server // its row, if it is a server; nil otherwise
+	profiles     bool                 // it opens as a bench.Profiled
 	// check says, before anything is started, why it cannot work here and what
 	// to do.
 	check func(engineDir string) error
@@ -56,6 +57,9 @@ type place struct {
 	chat        bool
 	prefixCache bool
 	insecure    bool
+	// profile returns the command line that has a profiler start another; nil:
+	// none is asked for.
+	profile func(command []string) ([]string, error)
 }
 
 // settings are those that an engine at this place is started with.
@@ -119,6 +123,7 @@ func nativeBackend() backend {
 		name:         "native",
 		about:        "llama.cpp in process: the bare model",
 		holdsWeights: true,
+		profiles:     true,
 		check:        native.Available,
 		ready: func(_ context.Context, p place) (*seat, error) {
 			e := p.engine

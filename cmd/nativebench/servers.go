@@ -60,6 +60,7 @@ func serverBackend(row httpbackends.Server) backend {
 		about:        about,
 		holdsWeights: row.Program != "",
 		server:       &row,
+		profiles:     row.Profile.Start != "",
 		check:        func(engineDir string) error { _, err := programOf(row, engineDir); return err },
 		ready: func(ctx context.Context, p place) (*seat, error) {
 			if p.endpoint != "" {
@@ -268,7 +269,7 @@ func launchServer(ctx context.Context, row httpbackends.Server, p place) (*seat,
 		Bin: bin, Model: p.weights.Path, Name: p.model.Key, PrefixCache: p.prefixCache,
 		Slots: p.slots, Context: p.context, Batch: e.Batch, UBatch: e.UBatch, PrefillChunk: e.PrefillChunk,
 		Threads: e.Threads, BatchThreads: e.BatchThreads, GPULayers: e.GPULayers,
-		FlashAttn: e.FlashAttn, CacheType: e.CacheType,
+		FlashAttn: e.FlashAttn, CacheType: e.CacheType, Profile: p.profile != nil,
 	}
 	settings := p.settings()
 	var notes []string
@@ -294,12 +295,17 @@ func launchServer(ctx context.Context, row httpbackends.Server, p place) (*seat,
 	if row.NamedByPath {
 		spec.Model = "" // whatever it is called
 	}
+	if p.profile != nil {
+		notes = append(notes, "started by the profiler and with "+row.Profile.Wants)
+	}
 	var argv []string
 	how := launch.Spec{
 		Name: row.Name, LogPath: p.log, Health: row.Health, ReadyTimeout: p.wait,
 		Argv: func(port int) ([]string, error) {
 			start.Port = port
-			argv, err = row.Argv(start)
+			if argv, err = row.Argv(start); err == nil && p.profile != nil {
+				argv, err = p.profile(argv)
+			}
 			return argv, err
 		},
 		Ready: func(ctx context.Context, endpoint string) error {
@@ -320,6 +326,9 @@ func launchServer(ctx context.Context, row httpbackends.Server, p place) (*seat,
 		if let := letThrough(how.Env, row.EnvPrefix); len(let) > 0 {
 			notes = append(notes, "started with these variables of the environment: "+strings.Join(let, " "))
 		}
+	}
+	if p.profile != nil {
+		how.Grace = profileGrace
 	}
 	server, err := launch.Start(ctx, how)
 	if err != nil {

@@ -43,6 +43,7 @@ type setup struct {
 
 	weightsFlag string // by which of these the file was named
 	format      string
+	pprof       string // where our own processes are profiled; "": nowhere
 	yes         bool
 
 	inTurn  bool          // one backend is loaded at a time
@@ -70,7 +71,7 @@ func newSetup(c *cli.Context, known registry, base plan.Plan) *setup {
 		known: known, plan: base,
 		engineDir: c.String("engine-dir"), weights: c.String("weights"), weightsFlag: "--weights", hfDir: absolute(c.String("hf-dir")), dtype: c.String("dtype"),
 		layers: c.Int("layers"), width: c.Int("width"),
-		out: c.String("out"), format: c.String("format"), yes: c.Bool("yes"), wait: c.Duration("ready-timeout"), budget: c.Duration("time-budget"),
+		out: c.String("out"), format: c.String("format"), pprof: c.String("pprof"), yes: c.Bool("yes"), wait: c.Duration("ready-timeout"), budget: c.Duration("time-budget"),
 	}
 	applyPlanFlags(c, &s.plan)
 	if s.weights != synthetic {
@@ -81,6 +82,9 @@ func newSetup(c *cli.Context, known registry, base plan.Plan) *setup {
 	}
 	if s.engineDir == "" {
 		s.engineDir = native.DefaultDir()
+	}
+	if !isAddress(s.pprof) {
+		s.pprof = absolute(s.pprof)
 	}
 	if s.out == "" {
 		s.out, s.ownName = freeName(filepath.Join("runs", time.Now().UTC().Format("20060102-150405")+"-"+strings.Join(s.plan.Models, "+"))), true
@@ -132,7 +136,13 @@ func (s *setup) check() error {
 			return err
 		}
 	}
+	if err := checkPprof(s.pprof); err != nil {
+		return err
+	}
 	if err := s.checkServers(); err != nil {
+		return err
+	}
+	if err := s.checkProfile(); err != nil {
 		return err
 	}
 	for _, name := range s.plan.Backends {
@@ -379,7 +389,14 @@ func (s *setup) checkServers() error {
 
 // notes are what must be known of the plan on this machine.
 func (s *setup) notes() []string {
-	notes := s.plan.Notes()
+	var notes []string
+	if note := profileNote(s.plan); note != "" {
+		notes = append(notes, note)
+	}
+	if note := pprofNote(s.pprof); note != "" {
+		notes = append(notes, note)
+	}
+	notes = append(notes, s.plan.Notes()...)
 	if list := s.wantDirectory(); len(list) > 0 && !hasGPU() {
 		var names []string
 		for _, b := range list {

@@ -25,6 +25,15 @@ type Backend interface {
 	Close() error
 }
 
+// Profiled is a Backend that can tell a profiler which part of its work to look
+// at. Both are called off the clock, while no request is under way.
+type Profiled interface {
+	StartProfile(ctx context.Context) error
+	// StopProfile may take minutes: some servers write what was seen before they
+	// answer.
+	StopProfile(ctx context.Context) error
+}
+
 // Session is one client's seat at a backend. One goroutine at a time.
 type Session interface {
 	// Prepare readies req off the clock: the body is built, the prompt is in

@@ -75,6 +75,10 @@ type Plan struct {
 	// busy for, or whose connection failed before any answer.
 	Retries int `json:"retries,omitempty"`
 
+	// Profile names the profiler under which cells run ("nsys", "ncu"): such a
+	// run is no measurement. "" is none.
+	Profile string `json:"profile,omitempty"`
+
 	Engine Engine `json:"engine"`
 }
 

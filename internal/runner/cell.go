@@ -43,6 +43,9 @@ const (
 // Garbage is collected once between warm-up and measurement, so that what was
 // made before the clock is not collected on it.
 //
+// With Job.Profile a profiler captures from after that until the last worker has
+// ended.
+//
 // A failed request is recorded and the loop goes on, except when the first
 // five requests all failed in one class. Closing drain lets the requests in
 // flight end and sends no more; ctx ends them at their next token. A deadline
@@ -98,13 +101,49 @@ func RunCell(ctx context.Context, drain <-chan struct{}, job Job, b bench.Backen
 	}
 	warm.Wait()
 	runtime.GC()
+	captured, err := capture(ctx, job, b)
+	if err != nil {
+		c.halt.Store(true) // what cannot be captured need not be done
+	}
 	close(c.start)
 	busy.Wait()
+	stopErr := captured()
 	close(c.finished)
 	<-written
 
 	c.judge(ctx, &ev)
+	switch {
+	case err != nil:
+		ev.State, ev.Class, ev.Reason = results.CellFailed, string(bench.ClassOf(err)), fmt.Sprintf("the profiler's capture could not be begun: %v", err)
+	case stopErr != nil:
+		ev.Warnings = append(ev.Warnings, fmt.Sprintf("the profiler's capture could not be ended: %v", stopErr))
+	}
 	return ev
+}
+
+// captureLimit bounds the end of a capture: a server may write for minutes
+// before it answers.
+const captureLimit = 15 * time.Minute
+
+// capture begins what a profiler shall see, if the job asks for it; end ends it,
+// also when the cell was stopped.
+func capture(ctx context.Context, job Job, b bench.Backend) (end func() error, err error) {
+	none := func() error { return nil }
+	if !job.Profile {
+		return none, nil
+	}
+	p, ok := b.(bench.Profiled)
+	if !ok {
+		return none, bench.Fail(bench.Internal, "%s cannot tell a profiler where to begin", b.Info().Backend)
+	}
+	if err := p.StartProfile(ctx); err != nil {
+		return none, err
+	}
+	return func() error {
+		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), captureLimit)
+		defer cancel()
+		return p.StopProfile(limited)
+	}, nil
 }
 
 // cell is the state of one RunCell. Workers write next and waited; the writer

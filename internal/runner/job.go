@@ -28,6 +28,8 @@ type Job struct {
 	// Warmups, rendered: warm-up request -1-k sends Warmups[k % len]. May be
 	// empty if Cell.Warmup is 0.
 	Warmups []Prompt `json:"warmups"`
+	// Profile has a bench.Profiled capture the measured window.
+	Profile bool `json:"profile,omitempty"`
 }
 
 // Prompt is a rendered prompt under the name that records know it by.
