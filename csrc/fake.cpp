@@ -86,7 +86,7 @@ class FakeModel : public Model {
         rows->push_back(row);
     }
 
-    bool decode(const std::vector<Entry> &batch, bool, std::vector<Draw> *) override {
+    bool decode(const std::vector<Entry> &batch, std::vector<Draw> *) override {
         steps_++;
         if (steps_ == number("error_at")) throw Error(NB_INTERNAL, "fake engine: told to fail at step " + std::to_string(steps_));
         if (steps_ == number("abort_at")) std::abort();

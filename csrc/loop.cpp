@@ -333,7 +333,7 @@ void Loop::step(bool prefill) {
     std::string failure;
     bool        chosen = false; // the model has chosen the tokens itself
     try {
-        chosen = model_->decode(batch_, prefill, &draws_);
+        chosen = model_->decode(batch_, &draws_);
     } catch (const std::exception &e) {
         failure = e.what();
         if (failure.empty()) failure = "decoding failed";
@@ -378,24 +378,30 @@ void Loop::step(bool prefill) {
 void Loop::fill(Slot &s, bool prefill) {
     const auto at = static_cast<int32_t>(batch_.size());
     if (!prefill) {
-        Wanted w{&s, at, 1, -1};
-        if (!(s.req.flags & NB_REQ_RAW)) {
-            w.draw = static_cast<int32_t>(draws_.size());
-            draws_.push_back({at, s.req.temperature, s.req.top_p,
-                              uniform(s.req.seed, s.published.load(std::memory_order_relaxed)),
-                              (s.req.flags & NB_REQ_IGNORE_EOS) != 0, 0});
-        }
-        wanted_.push_back(w);
-        batch_.push_back({s.next, s.n_past, s.id, true});
+        want(s, at, 1);
+        batch_.push_back({s.next, s.n_past, s.id, true, false});
         return;
     }
     // Wanted are the last rows of the prompt, those of them that lie in this batch.
     const int32_t left = static_cast<int32_t>(s.prompt.size()) - s.n_past;
     const int32_t skip = std::max(left - (s.rows ? s.rows_left : 1), 0);
-    if (skip < s.in_batch) wanted_.push_back({&s, at + skip, s.in_batch - skip, -1});
+    if (skip < s.in_batch) want(s, at + skip, s.in_batch - skip);
     for (int32_t i = 0; i < s.in_batch; i++) {
-        batch_.push_back({s.prompt[s.n_past + i], s.n_past + i, s.id, i >= skip});
+        batch_.push_back({s.prompt[s.n_past + i], s.n_past + i, s.id, i >= skip, i >= skip && s.rows});
     }
+}
+
+// want notes what a slot needs of the logits of batch entries: rows of them for a
+// call of logits, else a token.
+void Loop::want(Slot &s, int32_t entry, int32_t rows) {
+    Wanted w{&s, entry, rows, -1};
+    if (!s.rows && !(s.req.flags & NB_REQ_RAW)) {
+        w.draw = static_cast<int32_t>(draws_.size());
+        draws_.push_back({entry, s.req.temperature, s.req.top_p,
+                          uniform(s.req.seed, s.published.load(std::memory_order_relaxed)),
+                          (s.req.flags & NB_REQ_IGNORE_EOS) != 0, 0});
+    }
+    wanted_.push_back(w);
 }
 
 // emit chooses the slot's next token from the logits of a batch entry, unless

@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "bc5b6af5bc1a99dacf691a9965e6385ac95da2a5d73422ec9acb83a3e28d3a15"
+const SourceHash = "7314d748ea1ef52aa22f94d11a5854678616213865e00974ae5f2639ea6b0ad8"
