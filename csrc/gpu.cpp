@@ -139,7 +139,7 @@ class CudaGpu : public Gpu {
         c.logits  = logits;
         c.ends    = pointer<int>(ends_device_);
         c.scratch = pointer<NbScratch>(scratch_);
-        c.cuts    = pointer<NbCut>(cuts_);
+        c.cuts    = pointer<unsigned long long>(cuts_);
         c.ids     = ids_; // mapped: the same address on the device
         c.n_vocab = n_vocab_;
         c.n_ends  = n_ends_;
@@ -279,7 +279,7 @@ class CudaGpu : public Gpu {
         const auto   most = static_cast<size_t>(std::min<int>(rows_, NB_GPU_DRAWS)); // draws of a launch
         const size_t zero = most * sizeof(NbScratch);
         scratch_          = device(zero);
-        cuts_             = device(most * static_cast<size_t>(n_vocab_) * sizeof(NbCut));
+        cuts_             = device(most * static_cast<size_t>(n_vocab_) * sizeof(unsigned long long));
         check(d_.memZero(scratch_, 0, zero, stream_), "cuMemsetD8Async");
         ends_device_ = device((ends.size() + 1) * sizeof(int32_t));
         check(d_.toDevice(ends_device_, ends.data(), ends.size() * sizeof(int32_t), stream_), "cuMemcpyHtoDAsync");

@@ -118,6 +118,8 @@ template <class T> void atomicMax(T *to, T x) { *to = std::max(*to, x); }
 #define __shared__ static
 #define __launch_bounds__(threads, blocks)
 #define __grid_constant__
+#define __noinline__
+#define NB_ROLLED
 #include "gpu_sampler.cu"
 
 // run_blocks runs a kernel's blocks one after another: of each every fiber in turn,
@@ -206,7 +208,7 @@ class HostGpu : public Gpu {
     int                    n_vocab_;
     std::vector<int32_t>   ends_, ids_;
     std::vector<NbScratch> scratch_;
-    std::vector<NbCut>     cuts_;
+    std::vector<unsigned long long> cuts_;
     int64_t                marked_ = 0;
 };
 

@@ -15,6 +15,12 @@
 // order of ids.
 #include "gpu_sampler.h"
 
+// Code that is run once costs its fetching more than its running: little is
+// inlined or unrolled where it saves no memory's latency.
+#ifndef NB_ROLLED
+#define NB_ROLLED _Pragma("unroll 1")
+#endif
+
 namespace {
 
 typedef unsigned long long u64;
@@ -24,6 +30,9 @@ constexpr int kWarps   = kThreads / 32;
 constexpr int kBins    = NB_GPU_BINS;
 constexpr int kSlice   = NB_GPU_SLICE;
 constexpr int kPer     = kSlice / kThreads; // ids of a thread
+constexpr int kListed  = 2 * kThreads;      // tokens at the cut that shared memory holds
+constexpr int kSliceBits = 12;
+static_assert(1 << kSliceBits == kSlice && kSlice * NB_GPU_SLICES == 1 << 20, "an id has 20 bits");
 static_assert(kThreads == kBins && kWarps == 32, "a thread per bin, a lane per warp");
 
 // ---- weights
@@ -44,6 +53,16 @@ __device__ float logit_of(u64 key) {
     return __uint_as_float(ordered & 0x80000000u ? ordered & 0x7fffffffu : ~ordered);
 }
 
+// A weight's histogram bin is its sign, exponent and 3 bits of its mantissa.
+__device__ unsigned bin_of(unsigned weight_bits) { return weight_bits >> 20; }
+
+// A token of bin `cut` as a number: in the order in which tokens enter the
+// nucleus, the heaviest first and of equal ones the lowest id.
+__device__ u64 rank(unsigned weight_bits, int id) { return static_cast<u64>(~weight_bits & 0xfffff) << 20 | static_cast<unsigned>(id); }
+__device__ u64 mass_of(u64 rank, unsigned cut) {
+    return fixed(__uint_as_float(cut << 20 | (~static_cast<unsigned>(rank >> 20) & 0xfffff)));
+}
+
 // One row of logits and their weights.
 struct Row {
     const float *logits;
@@ -55,14 +74,16 @@ struct Row {
         : logits(c.logits + static_cast<size_t>(d.row) * c.n_vocab), ends(c.ends), n(c.n_vocab),
           n_ends(d.flags & NB_DRAW_NO_END ? c.n_ends : 0), best(0), scale(0) {}
 
-    __device__ float logit(int i) const {
-        if (i >= n) return -INFINITY;
-        float x = logits[i];
-        for (int e = 0; e < n_ends; e++) x = ends[e] == i ? -INFINITY : x;
-        return x;
+    // load reads the logits of ids first, first + step, ...
+    __device__ void load(int first, int step, float (&x)[kPer]) const {
+        for (int k = 0; k < kPer; k++) x[k] = first + k * step < n ? logits[first + k * step] : -INFINITY;
+        NB_ROLLED for (int e = 0; e < n_ends; e++) {
+            const int end = ends[e];
+            for (int k = 0; k < kPer; k++) x[k] = first + k * step == end ? -INFINITY : x[k];
+        }
     }
-    __device__ void relative_to(float best_logit, float temperature) {
-        best  = best_logit;
+    __device__ void relative_to(u64 best_key, float temperature) {
+        best  = logit_of(best_key);
         scale = 1.44269504f / temperature; // log2(e)
     }
     __device__ float weight(float logit) const { return exp2f((logit - best) * scale); }
@@ -93,6 +114,7 @@ __device__ u64 warp_scan(u64 x) {
 
 struct Shared {
     u64  bins[kBins];
+    u64  list[kListed];
     u64  part[kWarps];
     int  place;         // found by reach
     u64  before, share; // mass up to it, and its own
@@ -100,7 +122,7 @@ struct Shared {
 };
 
 // Inclusive sum over the threads up to this one; total is that of all.
-__device__ u64 block_scan(u64 x, u64 &total, Shared &s) {
+__noinline__ __device__ u64 block_scan(u64 x, u64 &total, Shared &s) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
     x = warp_scan(x);
     if (lane == 31) s.part[warp] = x;
@@ -133,69 +155,76 @@ __device__ void add(u64 *to, u64 x) {
     if (high) atomicAdd(word + 1, high);
 }
 
-// Bins what each of the n listed tokens weighs, by of(token) in [0, kBins) or -1.
-template <class Of, class Weigh> __device__ void bin(const NbCut *list, int n, Of of, Weigh weigh, Shared &s) {
-    s.bins[threadIdx.x] = 0;
-    __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < n; i += kThreads) {
-        const NbCut x{__ldcg(&list[i].bits), __ldcg(&list[i].id)};
-        const int   b = of(x);
-        if (b >= 0) add(&s.bins[b], weigh(x));
+// Tokens of bin `cut`, the first kListed of them in shared memory.
+struct List {
+    const u64 *all;
+    int        n;
+    unsigned   cut;
+
+    __device__ List(const u64 *list, unsigned count, unsigned bin, Shared &s) : all(list), n(static_cast<int>(count)), cut(bin) {
+        NB_ROLLED for (int i = static_cast<int>(threadIdx.x); i < n && i < kListed; i += kThreads) s.list[i] = __ldcg(&all[i]);
     }
-    __syncthreads();
-}
-
-// finish cuts the nucleus within the bin `cut` and draws from it: the token at
-// which the running mass, in the order of ids, passes u of the whole. above is
-// the mass over the bin, target that of the nucleus.
-__device__ int finish(const Row &row, const NbScratch &scratch, const NbCut *list, unsigned cut, u64 above, u64 target, double u,
-                      Shared &s) {
-    const int  tid = static_cast<int>(threadIdx.x), n = static_cast<int>(__ldcg(&scratch.n_cut));
-    u64        unused;
-    const auto mass = [](const NbCut &x) { return fixed(__uint_as_float(x.bits)); };
-
-    // The least weight in the nucleus, by its next 10 bits and the last 10.
-    for (int shift = 10; shift >= 0; shift -= 10) {
-        bin(list, n, [&](const NbCut &x) { return x.bits >> (shift + 10) == cut ? static_cast<int>(x.bits >> shift & 1023) : -1; },
-            mass, s);
-        const int from_top = kBins - 1 - tid;
-        const u64 mine = s.bins[from_top], upto = above + block_scan(mine, unused, s);
-        reach(target, upto, mine, from_top, s);
-        cut   = cut << 10 | static_cast<unsigned>(s.place);
-        above = s.before;
-    }
-
-    // Of equal weights at the cut the lowest ids are in: `take` of them, up to id last.
-    const u64 each = fixed(__uint_as_float(cut)), ties = s.share;
-    const u64 take = (target - above + each - 1) / each, inside = above + take * each;
-    int       last = row.n;
-    if (take * each < ties) {
-        last       = 0;
-        u64 before = 0;
-        for (int shift = 10; shift >= 0; shift -= 10) {
-            bin(list, n, [&](const NbCut &x) { return x.bits == cut && x.id >> (shift + 10) == last ? x.id >> shift & 1023 : -1; },
-                [](const NbCut &) { return u64{1}; }, s);
-            const u64 mine = s.bins[tid], upto = before + block_scan(mine, unused, s);
-            reach(take, upto, mine, tid, s);
-            last   = last << 10 | s.place;
-            before = s.before;
+    // fill makes s.bins a histogram of the mass of the ranks in [from, to], by the
+    // bits from `shift` on.
+    __noinline__ __device__ void fill(u64 from, u64 to, int shift, unsigned mask, Shared &s) const {
+        s.bins[threadIdx.x] = 0;
+        __syncthreads();
+        unsigned bin  = 0;
+        u64      mass = 0; // not yet in bin: neighbours share one
+        NB_ROLLED for (int i = static_cast<int>(threadIdx.x); i < n; i += kThreads) {
+            const u64 x = i < kListed ? s.list[i] : __ldcg(&all[i]);
+            if (x < from || x > to) continue;
+            const unsigned b = static_cast<unsigned>(x >> shift) & mask;
+            if (b != bin && mass) add(&s.bins[bin], mass), mass = 0;
+            bin = b;
+            mass += mass_of(x, cut);
         }
+        if (mass) add(&s.bins[bin], mass);
+        __syncthreads();
     }
-    const auto in = [&](const NbCut &x) { return x.bits > cut || (x.bits == cut && x.id <= last); };
+};
+
+// finish cuts the nucleus within a bin and draws from it: the token at which the
+// running mass, in the order of ids, passes u of the whole. above is the mass
+// over the bin, target that of the nucleus.
+__device__ int finish(const Row &row, const u64 *mass, const List &list, u64 above, u64 target, double u, Shared &s) {
+    const int tid = static_cast<int>(threadIdx.x);
+    u64       unused;
+
+    // The last rank in the nucleus, by 10 bits at a time: of the weight, then of the id.
+    u64 last = 0;
+    NB_ROLLED for (int shift = 30; shift >= 0; shift -= 10) {
+        const u64 from = last << (shift + 10);
+        list.fill(from, from | ((u64{1} << (shift + 10)) - 1), shift, kBins - 1, s);
+        const u64 mine = s.bins[tid], upto = above + block_scan(mine, unused, s);
+        reach(target, upto, mine, tid, s);
+        last  = last << 10 | static_cast<unsigned>(s.place);
+        above = s.before;
+        if (shift == 20 && above + s.share - mass_of(last << 20, list.cut) < target) { // all of these equal weights
+            last = last << 20 | 0xfffff;
+            above += s.share;
+            break;
+        }
+        if (shift == 0) above += s.share;
+    }
+    const u64 inside = above;
 
     // The draw: first the slice, then the id in it.
     u64 r = static_cast<u64>(u * static_cast<double>(inside));
     r     = r < inside ? r : inside - 1;
-    bin(list, n, [&](const NbCut &x) { return in(x) ? x.id / kSlice : -1; }, mass, s);
-    u64 mine = tid < NB_GPU_SLICES ? s.bins[tid] + __ldcg(&scratch.mass[tid]) : 0;
+    list.fill(0, last, kSliceBits, NB_GPU_SLICES - 1, s);
+    u64 mine = tid < NB_GPU_SLICES ? s.bins[tid] + __ldcg(&mass[tid]) : 0;
     reach(r + 1, block_scan(mine, unused, s), mine, tid, s);
     const int first  = s.place * kSlice + tid * kPer;
     const u64 before = s.before;
+    float     x[kPer];
     u64       run[kPer];
+    row.load(first, 1, x);
     mine = 0;
     for (int k = 0; k < kPer; k++) {
-        const NbCut x{__float_as_uint(row.weight(row.logit(first + k))), first + k};
-        run[k] = mine += in(x) ? mass(x) : 0;
+        const float    w    = row.weight(x[k]);
+        const unsigned bits = __float_as_uint(w), bin = bin_of(bits);
+        run[k] = mine += bin > list.cut || (bin == list.cut && rank(bits, first + k) <= last) ? fixed(w) : 0;
     }
     const u64 upto = before + block_scan(mine, unused, s);
     int       id   = first;
@@ -210,11 +239,13 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) nb_best(const __grid_c
     const NbDraw &d = c.draws[blockIdx.y];
     const Row     row(c, d);
     const int     first = blockIdx.x * kSlice + threadIdx.x;
-    u64           best  = 0;
+    float         x[kPer];
+    u64           best = 0;
+    row.load(first, kThreads, x);
     for (int k = 0; k < kPer; k++) {
         const int i = first + k * kThreads;
-        const u64 x = i < row.n ? key(row.logit(i), i) : 0;
-        best        = x > best ? x : best;
+        const u64 y = i < row.n ? key(x[k], i) : 0;
+        best        = y > best ? y : best;
     }
     best = warp_max(best);
     if ((threadIdx.x & 31) == 0) atomicMax(&c.scratch[blockIdx.y].best, best);
@@ -226,16 +257,15 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) nb_weigh(const __grid_
     if (d.temperature == 0) return;
     NbScratch &scratch = c.scratch[blockIdx.y];
     Row        row(c, d);
-    const int  first = blockIdx.x * kSlice + threadIdx.x;
     float      x[kPer];
-    for (int k = 0; k < kPer; k++) x[k] = row.logit(first + k * kThreads);
-    row.relative_to(logit_of(scratch.best), d.temperature);
+    row.load(blockIdx.x * kSlice + threadIdx.x, kThreads, x);
+    row.relative_to(scratch.best, d.temperature);
     bins[threadIdx.x] = 0;
     __syncthreads();
     for (int k = 0; k < kPer; k++) {
         const float w = row.weight(x[k]);
         const u64   q = fixed(w);
-        if (q) add(&bins[__float_as_uint(w) >> 20], q);
+        if (q) add(&bins[bin_of(__float_as_uint(w))], q);
     }
     __syncthreads();
     if (bins[threadIdx.x]) atomicAdd(&scratch.bins[threadIdx.x], bins[threadIdx.x]);
@@ -245,45 +275,46 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) nb_draw(const __grid_c
     __shared__ Shared s;
     const NbDraw     &d       = c.draws[blockIdx.y];
     NbScratch        &scratch = c.scratch[blockIdx.y];
-    NbCut *const      list    = c.cuts + static_cast<size_t>(blockIdx.y) * c.n_vocab;
+    u64 *const        cuts    = c.cuts + static_cast<size_t>(blockIdx.y) * c.n_vocab;
     const int         tid     = static_cast<int>(threadIdx.x), lane = tid & 31;
+    const u64         best    = scratch.best;
     Row               row(c, d);
-    unsigned          cut    = 0;
+    unsigned          cut    = 0; // the bin that the nucleus ends in
     u64               target = 0, above = 0, total = 0; // 0: greedy; or all NaN or an infinite one, nothing to draw from
     if (d.temperature > 0) {
-        row.relative_to(logit_of(scratch.best), d.temperature);
-        const int from_top = kBins - 1 - tid;
-        const u64 mine = scratch.bins[from_top], upto = block_scan(mine, total, s);
-        target = d.top_p < 1 ? static_cast<u64>(ceil(static_cast<double>(d.top_p) * static_cast<double>(total))) : total;
-        target = target < 1 ? 1 : target > total ? total : target;
+        float     x[kPer];
+        const int first = blockIdx.x * kSlice + tid, from_top = kBins - 1 - tid;
+        const u64 mine = scratch.bins[from_top];
+        row.load(first, kThreads, x);
+        row.relative_to(best, d.temperature);
+        const u64 upto = block_scan(mine, total, s);
         if (total > 0) {
+            target = d.top_p < 1 ? static_cast<u64>(ceil(static_cast<double>(d.top_p) * static_cast<double>(total))) : total;
+            target = target < 1 ? 1 : target > total ? total : target;
             reach(target, upto, mine, from_top, s);
             cut   = static_cast<unsigned>(s.place);
             above = s.before;
-        }
-    }
-    if (total > 0) {
-        NbCut    mine[kPer];
-        unsigned hits[kPer], in_warp = 0;
-        u64      mass = 0;
-        for (int k = 0; k < kPer; k++) {
-            const int   i = blockIdx.x * kSlice + k * kThreads + tid;
-            const float w = row.weight(row.logit(i));
-            mine[k]       = {__float_as_uint(w), i};
-            hits[k]       = __ballot_sync(~0u, mine[k].bits >> 20 == cut && i < row.n);
-            in_warp += __popc(hits[k]);
-            mass += mine[k].bits >> 20 > cut ? fixed(w) : 0;
-        }
-        mass = warp_sum(mass);
-        int at = 0;
-        if (lane == 0) {
-            if (mass) atomicAdd(&scratch.mass[blockIdx.x], mass);
-            if (in_warp) at = static_cast<int>(atomicAdd(&scratch.n_cut, in_warp));
-        }
-        at = __shfl_sync(~0u, at, 0);
-        for (int k = 0; k < kPer; k++) {
-            if (hits[k] >> lane & 1) list[at + __popc(hits[k] & ((1u << lane) - 1))] = mine[k];
-            at += __popc(hits[k]);
+
+            unsigned bits[kPer], hits[kPer], in_warp = 0;
+            u64      mass = 0;
+            for (int k = 0; k < kPer; k++) {
+                const float w = row.weight(x[k]);
+                bits[k]       = __float_as_uint(w);
+                hits[k]       = __ballot_sync(~0u, bin_of(bits[k]) == cut);
+                in_warp += __popc(hits[k]);
+                mass += bin_of(bits[k]) > cut ? fixed(w) : 0;
+            }
+            mass   = warp_sum(mass);
+            int at = 0;
+            if (lane == 0) {
+                if (mass) atomicAdd(&scratch.mass[blockIdx.x], mass);
+                if (in_warp) at = static_cast<int>(atomicAdd(&scratch.n_cut, in_warp));
+            }
+            at = __shfl_sync(~0u, at, 0);
+            for (int k = 0; k < kPer; k++) {
+                if (hits[k] >> lane & 1) cuts[at + __popc(hits[k] & ((1u << lane) - 1))] = rank(bits[k], first + k * kThreads);
+                at += __popc(hits[k]);
+            }
         }
     }
 
@@ -294,8 +325,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) nb_draw(const __grid_c
     __syncthreads();
     if (!s.last) return;
     __threadfence();
-    const int best = id_of(scratch.best);
-    const int id   = total > 0 ? finish(row, scratch, list, cut, above, target, d.u, s) : best;
+    const int id = total > 0 ? finish(row, scratch.mass, {cuts, __ldcg(&scratch.n_cut), cut, s}, above, target, d.u, s) : id_of(best);
     __syncthreads();
     scratch.bins[tid] = 0;
     if (tid < NB_GPU_SLICES) scratch.mass[tid] = 0;

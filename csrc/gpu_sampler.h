@@ -20,18 +20,12 @@ struct NbDraw {
     unsigned flags; // NB_DRAW_NO_END: tokens that end a generation cannot be drawn
 };
 
-// A token whose weight lies in the bin that the nucleus ends in.
-struct NbCut {
-    unsigned bits; // of the weight
-    int      id;
-};
-
 // What the blocks of a draw tell each other; all zero between choices.
 struct NbScratch {
     unsigned long long best;                // the largest logit and its id, as one number
     unsigned long long bins[NB_GPU_BINS];   // mass by the upper bits of the weights
     unsigned long long mass[NB_GPU_SLICES]; // surely in the nucleus, by slice
-    unsigned           n_cut;               // entries in the draw's list of NbCut
+    unsigned           n_cut;               // tokens in the draw's part of NbChoice::cuts
     unsigned           done;                // blocks
 };
 
@@ -41,7 +35,7 @@ struct NbChoice {
     const float *logits; // [rows][n_vocab]
     const int   *ends;   // [n_ends] that NB_DRAW_NO_END forbids
     NbScratch   *scratch; // [draws]
-    NbCut       *cuts;    // [draws][n_vocab]
+    unsigned long long *cuts; // [draws][n_vocab]: the tokens in the bin that the nucleus ends in
     int         *ids;     // [draws]: the choices
     int          n_vocab, n_ends;
     NbDraw       draws[NB_GPU_DRAWS];

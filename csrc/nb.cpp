@@ -291,6 +291,7 @@ class LlamaModel : public Model {
             keep_         = std::make_unique<Keep>(p.n_slots);
             cp.samplers   = keep_->chains().data();
             cp.n_samplers = keep_->chains().size();
+            cp.n_outputs_max_per_seq = 0; // no limit: calls of logits want many
         }
         llama_log().take();
         ctx_.reset(llama_init_from_model(model_.get(), cp));

@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "7314d748ea1ef52aa22f94d11a5854678616213865e00974ae5f2639ea6b0ad8"
+const SourceHash = "f2185f5fc718ae73fab5968bd29473fe8cae322eb84b2743651fadac8aec0779"
