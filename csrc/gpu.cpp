@@ -17,9 +17,9 @@ namespace {
 // ---- the driver's library: of cuda.h only what is used here, so that no CUDA
 // header is needed to build (CUDA Driver API, 12 and later; the ABI is stable).
 
-using Result                       = int; // CUresult; 0: success
-using Handle                       = void *;
-using Address                      = unsigned long long; // CUdeviceptr
+using Result                    = int; // CUresult; 0: success
+using Handle                    = void *;
+using Address                   = unsigned long long; // CUdeviceptr
 constexpr Result   kNotReady    = 600;
 constexpr unsigned kNonBlocking = 1, kPortable = 1, kMapped = 2, kDefaultEvent = 0;
 
@@ -298,10 +298,10 @@ class CudaGpu : public Gpu {
         d_.release(device_);
     }
 
-    const Driver &d_;
-    int           device_ = 0, n_vocab_, n_ends_, rows_, asked_ = 0;
-    Handle        context_ = nullptr, module_ = nullptr, stream_ = nullptr, begin_ = nullptr, end_ = nullptr;
-    Handle        kernels_[kKernels] = {};
+    const Driver        &d_;
+    int                  device_ = 0, n_vocab_, n_ends_, rows_, asked_ = 0;
+    Handle               context_ = nullptr, module_ = nullptr, stream_ = nullptr, begin_ = nullptr, end_ = nullptr;
+    Handle               kernels_[kKernels] = {};
     std::vector<void *>  host_;
     std::vector<Address> memory_;
     int32_t             *ids_     = nullptr;

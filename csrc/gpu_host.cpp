@@ -125,7 +125,7 @@ template <class T> void atomicMax(T *to, T x) { *to = std::max(*to, x); }
 // run_blocks runs a kernel's blocks one after another: of each every fiber in turn,
 // up to its next barrier.
 void run_blocks(void (*kernel)(NbChoice), Index grid, const NbChoice &choice) {
-    static void           (*body)(NbChoice);
+    static void (*body)(NbChoice);
     static const NbChoice *parameter;
     body      = kernel;
     parameter = &choice;
@@ -205,11 +205,11 @@ class HostGpu : public Gpu {
         run_blocks(kernel == kBest ? nb_best : kernel == kWeigh ? nb_weigh : nb_draw, {slices, draws}, c);
     }
 
-    int                    n_vocab_;
-    std::vector<int32_t>   ends_, ids_;
-    std::vector<NbScratch> scratch_;
+    int                             n_vocab_;
+    std::vector<int32_t>            ends_, ids_;
+    std::vector<NbScratch>          scratch_;
     std::vector<unsigned long long> cuts_;
-    int64_t                marked_ = 0;
+    int64_t                         marked_ = 0;
 };
 
 } // namespace

@@ -25,12 +25,12 @@ namespace {
 
 typedef unsigned long long u64;
 
-constexpr int kThreads = NB_GPU_THREADS;
-constexpr int kWarps   = kThreads / 32;
-constexpr int kBins    = NB_GPU_BINS;
-constexpr int kSlice   = NB_GPU_SLICE;
-constexpr int kPer     = kSlice / kThreads; // ids of a thread
-constexpr int kListed  = 2 * kThreads;      // tokens at the cut that shared memory holds
+constexpr int kThreads   = NB_GPU_THREADS;
+constexpr int kWarps     = kThreads / 32;
+constexpr int kBins      = NB_GPU_BINS;
+constexpr int kSlice     = NB_GPU_SLICE;
+constexpr int kPer       = kSlice / kThreads; // ids of a thread
+constexpr int kListed    = 2 * kThreads;      // tokens at the cut that shared memory holds
 constexpr int kSliceBits = 12;
 static_assert(1 << kSliceBits == kSlice && kSlice * NB_GPU_SLICES == 1 << 20, "an id has 20 bits");
 static_assert(kThreads == kBins && kWarps == 32, "a thread per bin, a lane per warp");
@@ -58,7 +58,9 @@ __device__ unsigned bin_of(unsigned weight_bits) { return weight_bits >> 20; }
 
 // A token of bin `cut` as a number: in the order in which tokens enter the
 // nucleus, the heaviest first and of equal ones the lowest id.
-__device__ u64 rank(unsigned weight_bits, int id) { return static_cast<u64>(~weight_bits & 0xfffff) << 20 | static_cast<unsigned>(id); }
+__device__ u64 rank(unsigned weight_bits, int id) {
+    return static_cast<u64>(~weight_bits & 0xfffff) << 20 | static_cast<unsigned>(id);
+}
 __device__ u64 mass_of(u64 rank, unsigned cut) {
     return fixed(__uint_as_float(cut << 20 | (~static_cast<unsigned>(rank >> 20) & 0xfffff)));
 }
@@ -118,7 +120,7 @@ struct Shared {
     u64  part[kWarps];
     int  place;         // found by reach
     u64  before, share; // mass up to it, and its own
-    bool last;   // of the draw's blocks
+    bool last;          // of the draw's blocks
 };
 
 // Inclusive sum over the threads up to this one; total is that of all.
@@ -276,10 +278,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) nb_draw(const __grid_c
     const NbDraw     &d       = c.draws[blockIdx.y];
     NbScratch        &scratch = c.scratch[blockIdx.y];
     u64 *const        cuts    = c.cuts + static_cast<size_t>(blockIdx.y) * c.n_vocab;
-    const int         tid     = static_cast<int>(threadIdx.x), lane = tid & 31;
-    const u64         best    = scratch.best;
+    const int         tid = static_cast<int>(threadIdx.x), lane = tid & 31;
+    const u64         best = scratch.best;
     Row               row(c, d);
-    unsigned          cut    = 0; // the bin that the nucleus ends in
+    unsigned          cut    = 0;                       // the bin that the nucleus ends in
     u64               target = 0, above = 0, total = 0; // 0: greedy; or all NaN or an infinite one, nothing to draw from
     if (d.temperature > 0) {
         float     x[kPer];
@@ -325,7 +327,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) nb_draw(const __grid_c
     __syncthreads();
     if (!s.last) return;
     __threadfence();
-    const int id = total > 0 ? finish(row, scratch.mass, {cuts, __ldcg(&scratch.n_cut), cut, s}, above, target, d.u, s) : id_of(best);
+    const int id =
+        total > 0 ? finish(row, scratch.mass, {cuts, __ldcg(&scratch.n_cut), cut, s}, above, target, d.u, s) : id_of(best);
     __syncthreads();
     scratch.bins[tid] = 0;
     if (tid < NB_GPU_SLICES) scratch.mass[tid] = 0;

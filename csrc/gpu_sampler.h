@@ -32,13 +32,13 @@ struct NbScratch {
 // The parameter of every kernel. Arrays are device memory, but for ids: that may
 // be the host's, mapped.
 struct NbChoice {
-    const float *logits; // [rows][n_vocab]
-    const int   *ends;   // [n_ends] that NB_DRAW_NO_END forbids
-    NbScratch   *scratch; // [draws]
-    unsigned long long *cuts; // [draws][n_vocab]: the tokens in the bin that the nucleus ends in
-    int         *ids;     // [draws]: the choices
-    int          n_vocab, n_ends;
-    NbDraw       draws[NB_GPU_DRAWS];
+    const float        *logits;  // [rows][n_vocab]
+    const int          *ends;    // [n_ends] that NB_DRAW_NO_END forbids
+    NbScratch          *scratch; // [draws]
+    unsigned long long *cuts;    // [draws][n_vocab]: the tokens in the bin that the nucleus ends in
+    int                *ids;     // [draws]: the choices
+    int                 n_vocab, n_ends;
+    NbDraw              draws[NB_GPU_DRAWS];
 };
 
 #endif

@@ -52,6 +52,8 @@ size_t utf8_unfinished(const char *text, size_t len) {
     return 0;
 }
 
+constexpr int64_t kAwakeNs = 200'000; // of the loop, after the last request
+
 struct Free {
     void operator()(void *p) const { std::free(p); }
 };
@@ -123,6 +125,7 @@ Loop::~Loop() {
     {
         std::lock_guard<std::mutex> lock(mutex_);
         stop_ = true;
+        called_.store(true, std::memory_order_relaxed);
         for (auto &s : slots_) s->cancel.store(true);
     }
     wake_.notify_one();
@@ -207,6 +210,7 @@ void Loop::queue(Slot &s, const nb_request &r, int64_t t0) {
         std::lock_guard<std::mutex> lock(mutex_);
         s.published.store(0, std::memory_order_release);
         queued_.push_back(&s);
+        called_.store(true, std::memory_order_relaxed);
     }
     wake_.notify_one();
 }
@@ -285,14 +289,20 @@ void Loop::run() {
 }
 
 // admit moves queued requests to the active ones, sleeping while there are
-// neither. False: the engine is being closed.
+// neither. False: the engine is being closed. Waking a thread takes tens of
+// microseconds, which a request that follows soon after another does not pay.
 bool Loop::admit() {
+    if (active_.empty()) {
+        const int64_t until = now_ns() + kAwakeNs;
+        while (!called_.load(std::memory_order_relaxed) && now_ns() < until) std::this_thread::yield();
+    }
     {
         std::unique_lock<std::mutex> lock(mutex_);
         wake_.wait(lock, [&] { return stop_ || !queued_.empty() || !active_.empty(); });
         if (stop_) return false;
         active_.insert(active_.end(), queued_.begin(), queued_.end());
         queued_.clear();
+        called_.store(false, std::memory_order_relaxed);
     }
     for (size_t i = 0; i < active_.size();) { // cancelled before or between steps
         Slot *s = active_[i];
@@ -397,8 +407,7 @@ void Loop::want(Slot &s, int32_t entry, int32_t rows) {
     Wanted w{&s, entry, rows, -1};
     if (!s.rows && !(s.req.flags & NB_REQ_RAW)) {
         w.draw = static_cast<int32_t>(draws_.size());
-        draws_.push_back({entry, s.req.temperature, s.req.top_p,
-                          uniform(s.req.seed, s.published.load(std::memory_order_relaxed)),
+        draws_.push_back({entry, s.req.temperature, s.req.top_p, uniform(s.req.seed, s.published.load(std::memory_order_relaxed)),
                           (s.req.flags & NB_REQ_IGNORE_EOS) != 0, 0});
     }
     wanted_.push_back(w);

@@ -4,6 +4,7 @@
 #ifndef NB_LOOP_H
 #define NB_LOOP_H
 
+#include <atomic>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
@@ -146,7 +147,8 @@ class Loop {
     std::condition_variable wake_;
     std::vector<Slot *>     queued_;
     bool                    stop_ = false;
-    std::thread             thread_; // last: everything else is ready when it starts
+    std::atomic<bool>       called_{false}; // something is queued or stop_ is set
+    std::thread             thread_;        // last: everything else is ready when it starts
 };
 
 } // namespace nb

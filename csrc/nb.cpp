@@ -288,9 +288,9 @@ class LlamaModel : public Model {
         params_               = p;
         open_gpu();
         if (gpu_) {
-            keep_         = std::make_unique<Keep>(p.n_slots);
-            cp.samplers   = keep_->chains().data();
-            cp.n_samplers = keep_->chains().size();
+            keep_                    = std::make_unique<Keep>(p.n_slots);
+            cp.samplers              = keep_->chains().data();
+            cp.n_samplers            = keep_->chains().size();
             cp.n_outputs_max_per_seq = 0; // no limit: calls of logits want many
         }
         llama_log().take();
@@ -471,7 +471,8 @@ class LlamaModel : public Model {
         size_t       to   = end(from);
         const size_t each = to - from;
         if (each > most) return from + most;
-        while (to < batch.size() && to + each - from <= most && batch[to].slot == batch[to - 1].slot + 1 && end(to) - to == each) {
+        while (to < batch.size() && to + each - from <= most && batch[to].slot == batch[to - 1].slot + 1 &&
+               end(to) - to == each) {
             to += each;
         }
         return to;
@@ -522,7 +523,7 @@ class LlamaModel : public Model {
     void fetch(const std::vector<Entry> &batch, size_t from, size_t to) {
         const auto begin = batch.begin() + static_cast<long>(from), end = batch.begin() + static_cast<long>(to);
         if (std::none_of(begin, end, [](const Entry &e) { return e.fetch; })) return;
-        const auto n = static_cast<size_t>(vocab_.n_vocab());
+        const auto n  = static_cast<size_t>(vocab_.n_vocab());
         size_t     at = fetched_.size(), rows = 0;
         for (size_t i = from; i < to; i++) {
             if (batch[i].logits) fetched_at_[static_cast<int32_t>(i)] = at + n * rows++;
@@ -533,22 +534,22 @@ class LlamaModel : public Model {
     }
 
     // Order matters: the context goes before its threads, its model and its samplers.
-    ModelPtr                              model_;
-    LlamaVocab                            vocab_;
-    std::unique_ptr<Threads>              threads_;
-    std::unique_ptr<Keep>                 keep_; // with gpu_
-    std::unique_ptr<Gpu>                  gpu_;  // NULL: tokens are chosen on the host, and why_host_ says why
-    ContextPtr                            ctx_;
-    std::string                           why_host_;
-    nb_params                             params_{};
-    int32_t                               n_ctx_slot_ = 0;
-    llama_batch                           batch_{};
-    ggml_backend_event_t                  ready_ = nullptr, taken_ = nullptr;
-    std::vector<NbDraw>                   rows_;
-    std::vector<float>                    fetched_;    // rows of logits of the last batch
-    std::map<int32_t, size_t>             fetched_at_; // where in it, by entry
-    bool                                  stamping_ = false, marked_ = false;
-    std::vector<int64_t>                  late_; // ns, of the steps since stamping began
+    ModelPtr                  model_;
+    LlamaVocab                vocab_;
+    std::unique_ptr<Threads>  threads_;
+    std::unique_ptr<Keep>     keep_; // with gpu_
+    std::unique_ptr<Gpu>      gpu_;  // NULL: tokens are chosen on the host, and why_host_ says why
+    ContextPtr                ctx_;
+    std::string               why_host_;
+    nb_params                 params_{};
+    int32_t                   n_ctx_slot_ = 0;
+    llama_batch               batch_{};
+    ggml_backend_event_t      ready_ = nullptr, taken_ = nullptr;
+    std::vector<NbDraw>       rows_;
+    std::vector<float>        fetched_;    // rows of logits of the last batch
+    std::map<int32_t, size_t> fetched_at_; // where in it, by entry
+    bool                      stamping_ = false, marked_ = false;
+    std::vector<int64_t>      late_; // ns, of the steps since stamping began
 };
 
 } // namespace

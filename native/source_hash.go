@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "f2185f5fc718ae73fab5968bd29473fe8cae322eb84b2743651fadac8aec0779"
+const SourceHash = "0fd6f44bf256d081377e7cb8f3340261353801f7f952d9be03c0d378be247560"

@@ -1,6 +1,7 @@
 // Times the kernels that choose tokens (csrc/gpu_sampler.cu) alone:
 //
-//	nvcc -std=c++17 -O3 -arch=native scripts/sampler-bench.cu -o /tmp/sampler-bench && /tmp/sampler-bench [ROUNDS]
+//	nvcc -std=c++17 -O3 -arch=native scripts/sampler-bench.cu -o /tmp/sampler-bench && /tmp/sampler-bench [ROUNDS [VOCABULARY
+//SEQUENCES]]
 //
 // Printed are, for several vocabularies and sequences, the device's time for a
 // choice (of all sequences, from choices in a row) and the host's from the
@@ -38,16 +39,21 @@ static double median(std::vector<double> x) {
 }
 
 int main(int argc, char **argv) {
-    const int rounds = argc > 1 ? std::atoi(argv[1]) : 200;
+    const int rounds = argc > 1 ? std::atoi(argv[1]) : 200, only_n = argc > 3 ? std::atoi(argv[2]) : 0,
+              only_rows = argc > 3 ? std::atoi(argv[3]) : 0;
     CUDA(cudaSetDeviceFlags(cudaDeviceMapHost));
     std::printf("%8s %6s %-24s %10s %10s\n", "vocab", "seqs", "logits", "device us", "host us");
     const struct {
         const char *name;
         float       spread, temperature, top_p;
-    } kinds[] = {{"greedy", 1, 0, 1}, {"spread 0.55, 0.8, 0.95", 0.55f, 0.8f, 0.95f}, {"spread 3, 0.8, 0.95", 3, 0.8f, 0.95f},
-                 {"spread 3, 1, 1", 3, 1, 1}, {"equal, 0.8, 0.95", 0, 0.8f, 0.95f}};
+    } kinds[] = {{"greedy", 1, 0, 1},
+                 {"spread 0.55, 0.8, 0.95", 0.55f, 0.8f, 0.95f},
+                 {"spread 3, 0.8, 0.95", 3, 0.8f, 0.95f},
+                 {"spread 3, 1, 1", 3, 1, 1},
+                 {"equal, 0.8, 0.95", 0, 0.8f, 0.95f}};
     for (const int n : {50257, 32000, 128256}) {
         for (const int rows : {1, 8, 32, 64}) {
+            if (only_n && (n != only_n || rows != only_rows)) continue;
             for (const auto &k : kinds) {
                 std::mt19937                    rng(5);
                 std::normal_distribution<float> normal;
@@ -63,7 +69,8 @@ int main(int argc, char **argv) {
                 CUDA(cudaHostAlloc(&c.ids, rows * sizeof(int), cudaHostAllocMapped));
                 c.logits  = device;
                 c.n_vocab = n;
-                for (int r = 0; r < rows; r++) c.draws[r] = {std::uniform_real_distribution<double>()(rng), k.temperature, k.top_p, r, 0};
+                for (int r = 0; r < rows; r++)
+                    c.draws[r] = {std::uniform_real_distribution<double>()(rng), k.temperature, k.top_p, r, 0};
 
                 for (int i = 0; i < 3; i++) choose(c, rows);
                 CUDA(cudaDeviceSynchronize());
