@@ -314,24 +314,117 @@ void check_requests(nb_engine *e, int requests) {
     std::printf("%d requests: resident memory %+ld KiB over the second half\n", requests, grown);
 }
 
-// ---- the kernel: against the definition, token for token
+// ---- the kernels: against the definition, token for token
 
-// dir: of the engine; "": the kernel on the host.
+long choices = 0, near_cut = 0;
+
+// check_choice holds what was chosen from a row of logits against the definition:
+// the token at which the running mass of the nucleus, in the order of ids, passes u.
+void check_choice(std::vector<float> row, const std::vector<int32_t> &ends, const NbDraw &d, int32_t got) {
+    const auto n = static_cast<int32_t>(row.size());
+    choices++;
+    CHECK(got >= 0 && got < n, "n=%d: token %d", n, got);
+    if (d.flags & NB_DRAW_NO_END) {
+        for (int32_t e : ends) row[e] = -INFINITY;
+    }
+    const int32_t best = nb::argmax(row.data(), n);
+    if (d.temperature == 0 || !std::isfinite(row[best])) { // nothing to draw from is greedy too
+        CHECK(got == best, "n=%d: greedy chose %d, not %d", n, got, best);
+        return;
+    }
+    std::vector<int32_t> order(n);
+    std::iota(order.begin(), order.end(), 0);
+    for (float &x : row) x = std::isnan(x) ? -INFINITY : x;
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return row[a] > row[b]; });
+    std::vector<double> p(n);
+    double              total = 0, mass = 0;
+    for (int32_t i = 0; i < n; i++) total += p[i] = std::exp((static_cast<double>(row[i]) - row[best]) / d.temperature);
+    std::vector<char> in(n, 0);
+    int32_t           keep = 0;
+    while (keep < n && mass < static_cast<double>(d.top_p) * total) mass += p[order[keep]], in[order[keep++]] = 1;
+    // How near u lies to the chosen token's borders.
+    double       run   = 0;
+    const double slack = 4e-6 * mass;
+    bool         fits  = false;
+    for (int32_t i = 0; i < n && !fits; i++) {
+        if (!in[i]) continue;
+        const double r0 = run;
+        run += p[i];
+        if (i == got) fits = d.u * mass >= r0 - slack && d.u * mass < run + slack;
+        if (i > got) break;
+    }
+    if (!fits && !in[got]) { // a cut moved by rounding
+        fits = p[got] >= p[order[std::max(keep - 1, 0)]] * 0.999;
+        near_cut++;
+    }
+    CHECK(fits, "n=%d, t=%g, top_p=%g, u=%.9g: token %d of p=%g", n, static_cast<double>(d.temperature),
+          static_cast<double>(d.top_p), d.u, got, p[got] / total);
+}
+
+std::unique_ptr<nb::Gpu> open_gpu(const std::string &dir, int32_t n, const std::vector<int32_t> &ends, int32_t rows) {
+    std::string why;
+    auto        gpu = dir.empty() ? nb::Gpu::on_host(n, ends, rows) : nb::Gpu::open(dir, 0, n, ends, rows, &why);
+    if (!gpu) std::printf("nb-check: no choice of tokens on a GPU: %s\n", why.c_str());
+    return gpu;
+}
+
+// Rows of special logits, each drawn from in many ways; more draws than a launch takes.
+bool check_gpu_edges(const std::string &dir) {
+    constexpr int32_t kSlice = NB_GPU_SLICE;
+    for (const int32_t n : {1, 2, 37, kSlice - 1, kSlice, kSlice + 1, 9001}) {
+        const std::vector<int32_t> ends{n - 1};
+        std::vector<float>         logits;
+        std::mt19937               rng(n);
+        const auto                 row = [&](auto of) {
+            for (int32_t i = 0; i < n; i++) logits.push_back(of(i));
+        };
+        row([](int32_t) { return 0.0f; });
+        row([](int32_t) { return -INFINITY; });
+        row([](int32_t) { return NAN; });
+        row([&](int32_t i) { return i == n / 2 ? 1e30f : -1e30f; });
+        row([&](int32_t i) { return i == n / 3 ? INFINITY : 1.0f; });
+        row([](int32_t i) { return i % 2 ? -0.0f : 0.0f; });
+        row([](int32_t i) { return i % 3 ? -INFINITY : 5.0f; });
+        row([&](int32_t) { return static_cast<float>(rng() % 3); }); // ties on both sides of most cuts
+        const auto          rows = static_cast<int32_t>(logits.size()) / n;
+        std::vector<NbDraw> draws;
+        for (int32_t r = 0; r < rows; r++) {
+            const struct {
+                double u;
+                float  temperature, top_p;
+            } ways[] = {{0, 0, 1},         {0, 1, 1},       {std::nextafter(1.0, 0.0), 1, 1},      {0.5, 1, 0.5f},
+                        {0.7, 0.8f, 0.1f}, {0.3, 1, 1e-9f}, {std::nextafter(1.0, 0.0), 1, 0.999f}, {0.6, 1e-6f, 0.9f},
+                        {0.4, 1e-40f, 1},  {0.2, 50, 0.3f}};
+            for (const auto &w : ways) {
+                const unsigned no_end = n > 1 ? draws.size() % 2 : 0;
+                draws.push_back({w.u, w.temperature, w.top_p, r, no_end * NB_DRAW_NO_END});
+            }
+        }
+        for (int32_t i = 0; draws.size() <= NB_GPU_DRAWS && n < 100; i++) draws.push_back(draws[i]);
+        const auto gpu = open_gpu(dir, n, ends, static_cast<int32_t>(draws.size()));
+        if (!gpu) return false;
+        const std::vector<int32_t> got = gpu->choose_from(logits, draws);
+        for (size_t i = 0; i < draws.size(); i++) {
+            const long at = static_cast<long>(draws[i].row) * n;
+            if (draws[i].temperature > 0 && draws[i].temperature < 1e-30f) draws[i].temperature = 0; // as good as
+            check_choice({logits.begin() + at, logits.begin() + at + n}, ends, draws[i], got[i]);
+        }
+    }
+    return true;
+}
+
+// dir: of the engine; "": the kernels on the host.
 int check_gpu(const std::string &dir) {
+    if (!check_gpu_edges(dir)) return 77;
     const int                       rounds = dir.empty() ? 14 : 120;
     std::mt19937                    rng(11);
     std::normal_distribution<float> normal;
-    long                            draws = 0, near = 0;
     for (int round = 0; round < rounds; round++) {
         const int32_t              sizes[] = {1, 31, 1000, 32000, 50257, 51200, 128256};
         const int32_t              n = sizes[round % 7], rows = 1 + static_cast<int32_t>(rng() % (dir.empty() ? 4 : 64));
-        std::string                why;
         const std::vector<int32_t> ends{n / 2, n - 1};
-        const auto gpu = dir.empty() ? nb::Gpu::on_host(n, ends, rows) : nb::Gpu::open(dir, 0, n, ends, rows, &why);
-        if (!gpu) {
-            std::printf("nb-check: no choice of tokens on a GPU: %s\n", why.c_str());
-            return round == 0 ? 77 : 1;
-        }
+        const auto                 gpu = open_gpu(dir, n, ends, rows);
+        if (!gpu) return 1;
         const float        spread[] = {0, 0.1f, 1, 4, 30}, temps[] = {0, 0.1f, 0.7f, 1, 2},
                            tops[] = {1e-6f, 0.5f, 0.9f, 0.95f, 0.9999f, 1};
         const float        sp     = spread[rng() % 5];
@@ -339,54 +432,20 @@ int check_gpu(const std::string &dir) {
         for (float &x : logits) x = std::round(normal(rng) * sp * 64) / 64; // rounded: ties happen
         if (round % 9 == 0) logits[rng() % logits.size()] = -INFINITY;
         if (round % 11 == 0) logits[rng() % logits.size()] = NAN;
-        std::vector<NbDraw> want;
+        std::vector<NbDraw> draws;
         for (int32_t r = 0; r < rows; r++) {
-            want.push_back({std::uniform_real_distribution<double>()(rng), temps[rng() % 5], tops[rng() % 6], r,
-                            n > 2 ? static_cast<unsigned>(rng() % 2) : 0});
+            draws.push_back({std::uniform_real_distribution<double>()(rng), temps[rng() % 5], tops[rng() % 6], r,
+                             n > 2 ? static_cast<unsigned>(rng() % 2) : 0});
         }
-        const std::vector<int32_t> got = gpu->choose_from(logits, want);
-        CHECK(gpu->choose_from(logits, want) == got, "the same draws chose other tokens");
+        const std::vector<int32_t> got = gpu->choose_from(logits, draws);
+        CHECK(gpu->choose_from(logits, draws) == got, "the same draws chose other tokens");
         for (int32_t r = 0; r < rows; r++) {
-            const NbDraw      &d = want[r];
-            std::vector<float> row(logits.begin() + static_cast<long>(r) * n, logits.begin() + static_cast<long>(r + 1) * n);
-            if (d.flags) row[n / 2] = row[n - 1] = -INFINITY;
-            const int32_t best = nb::argmax(row.data(), n);
-            draws++;
-            if (d.temperature == 0 || !std::isfinite(row[best])) { // nothing to draw from is greedy too
-                CHECK(got[r] == best, "greedy chose %d, not %d", got[r], best);
-                continue;
-            }
-            std::vector<int32_t> order(n);
-            std::iota(order.begin(), order.end(), 0);
-            for (float &x : row) x = std::isnan(x) ? -INFINITY : x;
-            std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return row[a] > row[b]; });
-            std::vector<double> p(n);
-            double              total = 0, mass = 0;
-            for (int32_t i = 0; i < n; i++) total += p[i] = std::exp((static_cast<double>(row[i]) - row[best]) / d.temperature);
-            std::vector<char> in(n, 0);
-            int32_t           keep = 0;
-            while (keep < n && mass < static_cast<double>(d.top_p) * total) mass += p[order[keep]], in[order[keep++]] = 1;
-            // The token at which the running mass passes u, in the order of ids, by
-            // the definition; and how near u lies to that token's borders.
-            double run = 0, slack = 4e-6 * mass;
-            bool   fits = false;
-            for (int32_t i = 0; i < n && !fits; i++) {
-                if (!in[i]) continue;
-                const double r0 = run;
-                run += p[i];
-                if (i == got[r]) fits = d.u * mass >= r0 - slack && d.u * mass < run + slack;
-                if (i > got[r]) break;
-            }
-            if (!fits && !in[got[r]]) { // a cut moved by rounding
-                fits = p[got[r]] >= p[order[std::max(keep - 1, 0)]] * 0.999;
-                near++;
-            }
-            CHECK(fits, "n=%d, t=%g, top_p=%g, u=%.9g: token %d of p=%g", n, static_cast<double>(d.temperature),
-                  static_cast<double>(d.top_p), d.u, got[r], p[got[r]] / total);
+            const long at = static_cast<long>(r) * n;
+            check_choice({logits.begin() + at, logits.begin() + at + n}, ends, draws[r], got[r]);
         }
     }
-    std::printf("nb-check: ok: %ld choices of the kernel agree with the definition (%ld at a cut moved by rounding)\n", draws,
-                near);
+    std::printf("nb-check: ok: %ld choices of the kernels agree with the definition (%ld at a cut moved by rounding)\n", choices,
+                near_cut);
     return 0;
 }
 

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
+#include <utility>
 
 #include <dlfcn.h>
 
@@ -16,28 +17,26 @@ namespace {
 // ---- the driver's library: of cuda.h only what is used here, so that no CUDA
 // header is needed to build (CUDA Driver API, 12 and later; the ABI is stable).
 
-using Result                       = int; // CUresult; 0: success
-using Handle                       = void *;
-using Address                      = unsigned long long; // CUdeviceptr
-constexpr int      kMaxSharedOptin = 97;                 // CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
-constexpr int      kDynamicShared  = 8;                  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-constexpr unsigned kNonBlocking = 1, kPortable = 1, kDefaultEvent = 0;
+using Result                    = int; // CUresult; 0: success
+using Handle                    = void *;
+using Address                   = unsigned long long; // CUdeviceptr
+constexpr Result   kNotReady    = 600;
+constexpr unsigned kNonBlocking = 1, kPortable = 1, kMapped = 2, kDefaultEvent = 0;
 
 struct Driver {
     Result (*init)(unsigned);
     Result (*deviceGet)(int *, int);
-    Result (*attribute)(int *, int, int);
     Result (*retain)(Handle *, int);
     Result (*release)(int);
     Result (*setCurrent)(Handle);
     Result (*loadData)(Handle *, const void *);
     Result (*unload)(Handle);
     Result (*function)(Handle *, Handle, const char *);
-    Result (*setAttribute)(Handle, int, int);
     Result (*launch)(Handle, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Handle, void **, void **);
     Result (*streamCreate)(Handle *, unsigned);
     Result (*streamDestroy)(Handle);
     Result (*streamSync)(Handle);
+    Result (*streamQuery)(Handle);
     Result (*streamWait)(Handle, Handle, unsigned);
     Result (*eventCreate)(Handle *, unsigned);
     Result (*eventDestroy)(Handle);
@@ -47,9 +46,9 @@ struct Driver {
     Result (*hostAlloc)(void **, size_t, unsigned);
     Result (*hostFree)(void *);
     Result (*toDevice)(Address, const void *, size_t, Handle);
-    Result (*toHost)(void *, Address, size_t, Handle);
     Result (*memAlloc)(Address *, size_t);
     Result (*memFree)(Address);
+    Result (*memZero)(Address, unsigned char, size_t, Handle);
     Result (*memCopy)(Address, Address, size_t, Handle);
     Result (*profilerStart)();
     Result (*profilerStop)();
@@ -73,18 +72,17 @@ const Driver *driver(std::string *why) {
         } want[] = {
             {reinterpret_cast<void **>(&d.init), "cuInit"},
             {reinterpret_cast<void **>(&d.deviceGet), "cuDeviceGet"},
-            {reinterpret_cast<void **>(&d.attribute), "cuDeviceGetAttribute"},
             {reinterpret_cast<void **>(&d.retain), "cuDevicePrimaryCtxRetain"},
             {reinterpret_cast<void **>(&d.release), "cuDevicePrimaryCtxRelease_v2"},
             {reinterpret_cast<void **>(&d.setCurrent), "cuCtxSetCurrent"},
             {reinterpret_cast<void **>(&d.loadData), "cuModuleLoadData"},
             {reinterpret_cast<void **>(&d.unload), "cuModuleUnload"},
             {reinterpret_cast<void **>(&d.function), "cuModuleGetFunction"},
-            {reinterpret_cast<void **>(&d.setAttribute), "cuFuncSetAttribute"},
             {reinterpret_cast<void **>(&d.launch), "cuLaunchKernel"},
             {reinterpret_cast<void **>(&d.streamCreate), "cuStreamCreate"},
             {reinterpret_cast<void **>(&d.streamDestroy), "cuStreamDestroy_v2"},
             {reinterpret_cast<void **>(&d.streamSync), "cuStreamSynchronize"},
+            {reinterpret_cast<void **>(&d.streamQuery), "cuStreamQuery"},
             {reinterpret_cast<void **>(&d.streamWait), "cuStreamWaitEvent"},
             {reinterpret_cast<void **>(&d.eventCreate), "cuEventCreate"},
             {reinterpret_cast<void **>(&d.eventDestroy), "cuEventDestroy_v2"},
@@ -94,9 +92,9 @@ const Driver *driver(std::string *why) {
             {reinterpret_cast<void **>(&d.hostAlloc), "cuMemHostAlloc"},
             {reinterpret_cast<void **>(&d.hostFree), "cuMemFreeHost"},
             {reinterpret_cast<void **>(&d.toDevice), "cuMemcpyHtoDAsync_v2"},
-            {reinterpret_cast<void **>(&d.toHost), "cuMemcpyDtoHAsync_v2"},
             {reinterpret_cast<void **>(&d.memAlloc), "cuMemAlloc_v2"},
             {reinterpret_cast<void **>(&d.memFree), "cuMemFree_v2"},
+            {reinterpret_cast<void **>(&d.memZero), "cuMemsetD8Async"},
             {reinterpret_cast<void **>(&d.memCopy), "cuMemcpyDtoDAsync_v2"},
             {reinterpret_cast<void **>(&d.profilerStart), "cuProfilerStart"},
             {reinterpret_cast<void **>(&d.profilerStop), "cuProfilerStop"},
@@ -122,6 +120,8 @@ void must(const Driver &d, Result r, const char *what) {
     throw Error(NB_INTERNAL, std::string("CUDA: ") + what + " failed: " + name);
 }
 
+constexpr int32_t kNone = -1; // an id that has not arrived
+
 class CudaGpu : public Gpu {
   public:
     CudaGpu(const Driver &d, const std::string &kernels, int ordinal, int n_vocab, const std::vector<int32_t> &ends, int rows)
@@ -143,23 +143,35 @@ class CudaGpu : public Gpu {
         const size_t n = draws.size();
         if (first < 0 || static_cast<size_t>(first) + n > static_cast<size_t>(rows_))
             throw Error(NB_INTERNAL, "more draws than rows");
-        std::memcpy(draws_ + first, draws.data(), n * sizeof(NbDraw));
-        Address draws_at = draws_device_ + static_cast<size_t>(first) * sizeof(NbDraw), ends_at = ends_device_;
-        Address ids_at = ids_device_ + static_cast<size_t>(first) * sizeof(int32_t);
-        // The draws travel while the logits are still being computed.
-        check(d_.toDevice(draws_at, draws_ + first, n * sizeof(NbDraw), stream_), "cuMemcpyHtoDAsync");
+        std::fill_n(ids_ + first, n, kNone);
+        asked_ = std::max(asked_, first + static_cast<int>(n));
         if (ready) check(d_.streamWait(stream_, ready, 0), "cuStreamWaitEvent");
-        int   cached = cache_bytes_ > 0;
-        void *args[] = {&logits, &n_vocab_, &draws_at, &ends_at, &n_ends_, &cached, &ids_at};
-        check(d_.launch(kernel_, static_cast<unsigned>(n), 1, 1, NB_GPU_THREADS, 1, 1, static_cast<unsigned>(cache_bytes_),
-                        stream_, args, nullptr),
-              "cuLaunchKernel");
+        NbChoice c{};
+        c.logits  = logits;
+        c.ends    = pointer<int>(ends_device_);
+        c.scratch = pointer<NbScratch>(scratch_);
+        c.cuts    = pointer<unsigned long long>(cuts_);
+        c.ids     = ids_; // mapped: the same address on the device
+        c.n_vocab = n_vocab_;
+        c.n_ends  = n_ends_;
+        run(c, draws, first);
         if (taken) check(d_.eventRecord(taken, stream_), "cuEventRecord");
-        check(d_.toHost(ids_ + first, ids_at, n * sizeof(int32_t), stream_), "cuMemcpyDtoHAsync");
     }
+    // The ids arrive in host memory by themselves; watching them saves the wait
+    // for the kernel's end.
     const int32_t *finish() override {
         enter();
-        check(d_.streamSync(stream_), "cuStreamSynchronize");
+        const int asked = std::exchange(asked_, 0);
+        for (int i = 0; i < asked; i++) {
+            for (int tries = 1; __atomic_load_n(&ids_[i], __ATOMIC_ACQUIRE) == kNone; tries++) {
+                if (tries % 4096 != 0) continue;
+                const Result r = d_.streamQuery(stream_);
+                if (r == kNotReady) continue;
+                check(r, "cuStreamQuery");
+                if (__atomic_load_n(&ids_[i], __ATOMIC_ACQUIRE) == kNone)
+                    throw Error(NB_INTERNAL, "CUDA: the kernels ended without a choice");
+            }
+        }
         return ids_;
     }
     std::vector<int32_t> choose_from(const std::vector<float> &logits, std::vector<NbDraw> draws) override {
@@ -240,10 +252,17 @@ class CudaGpu : public Gpu {
     // A context is current per thread; the loop's thread may be new.
     void enter() const { check(d_.setCurrent(context_), "cuCtxSetCurrent"); }
 
-    // host makes a page-locked array of n, device one on the device.
+    void launch(Kernel kernel, unsigned slices, unsigned draws, const NbChoice &c) override {
+        void *args[] = {const_cast<NbChoice *>(&c)};
+        check(d_.launch(kernels_[kernel], slices, draws, 1, NB_GPU_THREADS, 1, 1, 0, stream_, args, nullptr), "cuLaunchKernel");
+    }
+
+    template <class T> static T *pointer(Address a) { return reinterpret_cast<T *>(static_cast<uintptr_t>(a)); }
+
+    // host makes a page-locked array of n that the device sees, device memory on the device.
     template <class T> T *host(size_t n) {
         void *p = nullptr;
-        check(d_.hostAlloc(&p, n * sizeof(T), kPortable), "cuMemHostAlloc");
+        check(d_.hostAlloc(&p, n * sizeof(T), kPortable | kMapped), "cuMemHostAlloc");
         host_.push_back(p);
         return static_cast<T *>(p);
     }
@@ -257,22 +276,18 @@ class CudaGpu : public Gpu {
     void prepare(const std::string &kernels, const std::vector<int32_t> &ends) {
         enter();
         check(d_.loadData(&module_, kernels.data()), "cuModuleLoadData");
-        check(d_.function(&kernel_, module_, "nb_sample"), "cuModuleGetFunction");
-        int most = 0;
-        check(d_.attribute(&most, kMaxSharedOptin, device_), "cuDeviceGetAttribute");
-        const size_t row = static_cast<size_t>(n_vocab_) * sizeof(float), fixed = 12 << 10; // of the kernel itself
-        if (row + fixed <= static_cast<size_t>(most) && d_.setAttribute(kernel_, kDynamicShared, static_cast<int>(row)) == 0) {
-            cache_bytes_ = row;
-        }
+        const char *const names[kKernels] = {"nb_best", "nb_weigh", "nb_draw"};
+        for (int k = 0; k < kKernels; k++) check(d_.function(&kernels_[k], module_, names[k]), "cuModuleGetFunction");
         check(d_.streamCreate(&stream_, kNonBlocking), "cuStreamCreate");
         check(d_.eventCreate(&begin_, kDefaultEvent), "cuEventCreate");
         check(d_.eventCreate(&end_, kDefaultEvent), "cuEventCreate");
-        const auto rows = static_cast<size_t>(rows_);
-        draws_          = host<NbDraw>(rows);
-        ids_            = host<int32_t>(rows);
-        draws_device_   = device(rows * sizeof(NbDraw));
-        ids_device_     = device(rows * sizeof(int32_t));
-        ends_device_    = device((ends.size() + 1) * sizeof(int32_t));
+        ids_              = host<int32_t>(static_cast<size_t>(rows_));
+        const auto   most = static_cast<size_t>(std::min<int>(rows_, NB_GPU_DRAWS)); // draws of a launch
+        const size_t zero = most * sizeof(NbScratch);
+        scratch_          = device(zero);
+        cuts_             = device(most * static_cast<size_t>(n_vocab_) * sizeof(unsigned long long));
+        check(d_.memZero(scratch_, 0, zero, stream_), "cuMemsetD8Async");
+        ends_device_ = device((ends.size() + 1) * sizeof(int32_t));
         check(d_.toDevice(ends_device_, ends.data(), ends.size() * sizeof(int32_t), stream_), "cuMemcpyHtoDAsync");
         check(d_.streamSync(stream_), "cuStreamSynchronize");
     }
@@ -289,15 +304,14 @@ class CudaGpu : public Gpu {
         d_.release(device_);
     }
 
-    const Driver &d_;
-    int           device_      = 0, n_vocab_, n_ends_, rows_;
-    size_t        cache_bytes_ = 0;
-    Handle        context_ = nullptr, module_ = nullptr, kernel_ = nullptr, stream_ = nullptr, begin_ = nullptr, end_ = nullptr;
+    const Driver        &d_;
+    int                  device_ = 0, n_vocab_, n_ends_, rows_, asked_ = 0;
+    Handle               context_ = nullptr, module_ = nullptr, stream_ = nullptr, begin_ = nullptr, end_ = nullptr;
+    Handle               kernels_[kKernels] = {};
     std::vector<void *>  host_;
     std::vector<Address> memory_;
-    NbDraw              *draws_        = nullptr;
-    int32_t             *ids_          = nullptr;
-    Address              draws_device_ = 0, ids_device_ = 0, ends_device_ = 0;
+    int32_t             *ids_     = nullptr;
+    Address              scratch_ = 0, cuts_ = 0, ends_device_ = 0;
     int64_t              zero_ = 0, uncertainty_ = 0; // ns; host time of begin_
 };
 
@@ -319,6 +333,20 @@ void gpu_profile(int ordinal, bool begin) {
     must(*d, r, begin ? "cuProfilerStart" : "cuProfilerStop");
 }
 
+void Gpu::run(NbChoice c, const std::vector<NbDraw> &draws, int first) {
+    const unsigned slices = static_cast<unsigned>(c.n_vocab + NB_GPU_SLICE - 1) / NB_GPU_SLICE;
+    int *const     ids    = c.ids;
+    for (size_t at = 0, n; at < draws.size(); at += n) {
+        n = std::min<size_t>(draws.size() - at, NB_GPU_DRAWS);
+        std::copy_n(draws.begin() + static_cast<long>(at), n, c.draws);
+        c.ids = ids + first + at;
+        launch(kBest, slices, static_cast<unsigned>(n), c);
+        const bool greedy = std::all_of(c.draws, c.draws + n, [](const NbDraw &d) { return d.temperature == 0; });
+        if (!greedy) launch(kWeigh, slices, static_cast<unsigned>(n), c);
+        launch(kDraw, slices, static_cast<unsigned>(n), c);
+    }
+}
+
 std::unique_ptr<Gpu> Gpu::open(const std::string &dir, int ordinal, int n_vocab, const std::vector<int32_t> &ends, int rows,
                                std::string *why) {
     const std::string path = dir + "/" + kGpuKernels;
@@ -327,6 +355,10 @@ std::unique_ptr<Gpu> Gpu::open(const std::string &dir, int ordinal, int n_vocab,
         char part[1 << 14];
         for (size_t n; (n = std::fread(part, 1, sizeof part, file)) > 0;) kernels.append(part, n);
         std::fclose(file);
+    }
+    if (n_vocab > NB_GPU_SLICE * NB_GPU_SLICES) {
+        *why = "the vocabulary is larger than our kernels take";
+        return nullptr;
     }
     if (kernels.empty()) {
         *why = "there is no " + path;

@@ -21,7 +21,7 @@ class Gpu {
     // (kGpuKernels). NULL: it cannot be done, and why says why.
     static std::unique_ptr<Gpu> open(const std::string &dir, int ordinal, int n_vocab, const std::vector<int32_t> &ends, int rows,
                                      std::string *why);
-    // on_host runs the same kernel on the host, very slowly: for checks.
+    // on_host runs the same kernels on the host, very slowly: for checks.
     static std::unique_ptr<Gpu> on_host(int n_vocab, const std::vector<int32_t> &ends, int rows);
     virtual ~Gpu() = default;
 
@@ -47,6 +47,14 @@ class Gpu {
     // copy_rate measures a copy within the device's memory, in bytes read and
     // written a second; 0 if there is no room for it. Nothing else may run.
     virtual int64_t copy_rate() = 0;
+
+  protected:
+    enum Kernel { kBest, kWeigh, kDraw, kKernels }; // of gpu_sampler.cu
+
+    // run launches the kernels for draws, in parts that a launch can take. Of c all
+    // is set but the draws; its ids begin at that of draw 0 of the step.
+    void         run(NbChoice c, const std::vector<NbDraw> &draws, int first);
+    virtual void launch(Kernel kernel, unsigned slices, unsigned draws, const NbChoice &c) = 0;
 };
 
 // gpu_profile begins (true) or ends what a profiler captures of device `ordinal`

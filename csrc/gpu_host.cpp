@@ -1,11 +1,12 @@
-// gpu_host.cpp: the kernel of gpu_sampler.cu run on the host, by 1024 fibers in
-// place of 1024 threads: so that it, and the path through it, are checked where
-// there is no GPU, under sanitizers too. Thousands of times slower.
+// gpu_host.cpp: the kernels of gpu_sampler.cu run on the host, block after block,
+// by 1024 fibers in place of 1024 threads: so that they, and the path through
+// them, are checked where there is no GPU, under sanitizers too. Thousands of
+// times slower.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include <ucontext.h>
@@ -21,9 +22,9 @@ namespace {
 constexpr int kLanes = 32;
 
 struct Fiber {
-    ucontext_t        at;
-    std::vector<char> stack;
-    bool              over = false;
+    ucontext_t              at;
+    std::unique_ptr<char[]> stack;
+    bool                    over = false;
 };
 
 struct Barrier {
@@ -31,23 +32,26 @@ struct Barrier {
     unsigned round   = 0;
 };
 
+struct Index {
+    unsigned x, y;
+};
+
 struct Block {
-    int                   index = 0, running = 0, now = 0;
+    Index                 index{}, grid{};
+    unsigned              now = 0; // the fiber that runs
     ucontext_t            scheduler;
     std::vector<Fiber>    fibers;
     Barrier               all;
     std::vector<Barrier>  warps;
-    std::vector<uint64_t> lanes; // what each thread offers its warp
+    std::vector<uint64_t> lanes[2]; // what each thread offers its warp, now and the time before
+    std::vector<uint8_t>  turn;     // of each thread: which of the two
 };
 Block *block;
 
-struct Index {
-    int x;
-};
-Index thread_index() { return {block->now}; }
-Index block_index() { return {block->index}; }
+Index thread_index() { return {block->now, 0}; }
 #define threadIdx thread_index()
-#define blockIdx block_index()
+#define blockIdx block->index
+#define gridDim block->grid
 
 void pause_fiber() { swapcontext(&block->fibers[block->now].at, &block->scheduler); }
 
@@ -63,26 +67,31 @@ void meet(Barrier &b, int members) {
 void __syncthreads() { meet(block->all, static_cast<int>(block->fibers.size())); }
 void sync_warp() { meet(block->warps[block->now / kLanes], kLanes); }
 
-// Every lane offers a value, and reads that of one lane.
+// Every lane offers a value; the result is where those of its warp lie. They
+// stay until the offer after the next, which no lane makes before all others
+// have made the next.
+const uint64_t *offer(const void *mine, size_t size) {
+    std::vector<uint64_t> &lanes = block->lanes[block->turn[block->now] ^= 1];
+    const uint64_t        *warp  = &lanes[block->now / kLanes * kLanes];
+    std::memcpy(&lanes[block->now], mine, size);
+    sync_warp();
+    return warp;
+}
 template <class T> T exchange(T mine, int from) {
     static_assert(sizeof(T) <= 8, "a lane offers 8 bytes");
-    std::memcpy(&block->lanes[block->now], &mine, sizeof mine);
-    sync_warp();
-    T got = mine;
-    if (from >= 0 && from < kLanes) std::memcpy(&got, &block->lanes[block->now / kLanes * kLanes + from], sizeof got);
-    sync_warp();
-    return got;
+    const uint64_t *warp = offer(&mine, sizeof mine);
+    if (from >= 0 && from < kLanes) std::memcpy(&mine, &warp[from], sizeof mine);
+    return mine;
 }
-int                  lane_now() { return block->now % kLanes; }
+int                  lane_now() { return static_cast<int>(block->now % kLanes); }
 template <class T> T __shfl_down_sync(unsigned, T x, int d) { return exchange(x, lane_now() + d); }
 template <class T> T __shfl_up_sync(unsigned, T x, int d) { return exchange(x, lane_now() - d); }
 template <class T> T __shfl_sync(unsigned, T x, int from) { return exchange(x, from); }
 unsigned             __ballot_sync(unsigned, bool yes) {
-    block->lanes[block->now] = yes;
-    sync_warp();
-    unsigned all = 0;
-    for (int i = 0; i < kLanes; i++) all |= static_cast<unsigned>(block->lanes[block->now / kLanes * kLanes + i]) << i;
-    sync_warp();
+    const uint64_t  mine = yes;
+    const uint64_t *warp = offer(&mine, sizeof mine);
+    unsigned        all  = 0;
+    for (int i = 0; i < kLanes; i++) all |= static_cast<unsigned>(warp[i]) << i;
     return all;
 }
 unsigned long long __float2ull_rz(float x) {
@@ -98,48 +107,61 @@ float __uint_as_float(unsigned u) {
     std::memcpy(&x, &u, sizeof x);
     return x;
 }
-int  __popc(unsigned x) { return __builtin_popcount(x); }
-int  __ffs(int x) { return __builtin_ffs(x); }
-void atomicAdd(unsigned long long *to, unsigned long long x) { *to += x; }
+int                     __popc(unsigned x) { return __builtin_popcount(x); }
+template <class T> T    __ldcg(const T *x) { return *x; }
+void                    __threadfence() {}
+template <class T> T    atomicAdd(T *to, T x) { return std::exchange(*to, *to + x); }
+template <class T> void atomicMax(T *to, T x) { *to = std::max(*to, x); }
 
 #define __device__
 #define __global__
 #define __shared__ static
-#define __launch_bounds__(n)
-#define NB_ON_HOST
-std::vector<float> shared_memory;
+#define __launch_bounds__(threads, blocks)
+#define __grid_constant__
+#define __noinline__
+#define NB_ROLLED
 #include "gpu_sampler.cu"
 
-// launch runs one block: each fiber in turn, up to its next barrier.
-void launch(int index, const std::function<void()> &kernel) {
-    static const std::function<void()> *body;
-    body = &kernel;
+// run_blocks runs a kernel's blocks one after another: of each every fiber in turn,
+// up to its next barrier.
+void run_blocks(void (*kernel)(NbChoice), Index grid, const NbChoice &choice) {
+    static void (*body)(NbChoice);
+    static const NbChoice *parameter;
+    body      = kernel;
+    parameter = &choice;
     Block b;
-    block   = &b;
-    b.index = index;
+    block  = &b;
+    b.grid = grid;
     b.fibers.resize(NB_GPU_THREADS);
     b.warps.resize(NB_GPU_THREADS / kLanes);
-    b.lanes.resize(NB_GPU_THREADS);
-    for (Fiber &f : b.fibers) {
-        f.stack.resize(64 << 10);
-        getcontext(&f.at);
-        f.at.uc_stack.ss_sp   = f.stack.data();
-        f.at.uc_stack.ss_size = f.stack.size();
-        f.at.uc_link          = &b.scheduler;
-        makecontext(
-            &f.at,
-            [] {
-                (*body)();
-                block->fibers[block->now].over = true;
-            },
-            0);
-    }
-    for (bool any = true; any;) {
-        any = false;
-        for (b.now = 0; b.now < NB_GPU_THREADS; b.now++) {
-            if (b.fibers[b.now].over) continue;
-            any = true;
-            swapcontext(&b.scheduler, &b.fibers[b.now].at);
+    for (auto &lanes : b.lanes) lanes.resize(NB_GPU_THREADS);
+    b.turn.resize(NB_GPU_THREADS);
+    constexpr size_t kStack = 64 << 10;
+    for (Fiber &f : b.fibers) f.stack.reset(new char[kStack]);
+    for (b.index.y = 0; b.index.y < grid.y; b.index.y++) {
+        for (b.index.x = 0; b.index.x < grid.x; b.index.x++) {
+            for (Fiber &f : b.fibers) {
+                f.over = false;
+                getcontext(&f.at);
+                f.at.uc_stack.ss_sp   = f.stack.get();
+                f.at.uc_stack.ss_size = kStack;
+                f.at.uc_link          = &b.scheduler;
+                makecontext(
+                    &f.at,
+                    [] {
+                        body(*parameter);
+                        block->fibers[block->now].over = true;
+                    },
+                    0);
+            }
+            for (bool any = true; any;) {
+                any = false;
+                for (b.now = 0; b.now < NB_GPU_THREADS; b.now++) {
+                    if (b.fibers[b.now].over) continue;
+                    any = true;
+                    swapcontext(&b.scheduler, &b.fibers[b.now].at);
+                }
+            }
         }
     }
     block = nullptr;
@@ -152,18 +174,20 @@ namespace {
 
 class HostGpu : public Gpu {
   public:
-    HostGpu(int n_vocab, std::vector<int32_t> ends, int rows) : n_vocab_(n_vocab), ends_(std::move(ends)), ids_(rows) {}
+    HostGpu(int n_vocab, std::vector<int32_t> ends, int rows)
+        : n_vocab_(n_vocab), ends_(std::move(ends)), ids_(rows), scratch_(NB_GPU_DRAWS),
+          cuts_(static_cast<size_t>(n_vocab) * std::min<int>(rows, NB_GPU_DRAWS)) {}
 
     void choose(void *, const float *logits, const std::vector<NbDraw> &draws, int first, void *) override {
-        for (size_t i = 0; i < draws.size(); i++) {
-            // Both ways of the kernel, with and without a copy of the weights.
-            const int cached = (i + draws.size()) % 2;
-            shared_memory.resize(n_vocab_);
-            launch(static_cast<int>(i), [&] {
-                nb_sample(logits, n_vocab_, draws.data(), ends_.data(), static_cast<int>(ends_.size()), cached,
-                          ids_.data() + first);
-            });
-        }
+        NbChoice c{};
+        c.logits  = logits;
+        c.ends    = ends_.data();
+        c.scratch = scratch_.data();
+        c.cuts    = cuts_.data();
+        c.ids     = ids_.data();
+        c.n_vocab = n_vocab_;
+        c.n_ends  = static_cast<int>(ends_.size());
+        run(c, draws, first);
     }
     const int32_t       *finish() override { return ids_.data(); }
     std::vector<int32_t> choose_from(const std::vector<float> &logits, std::vector<NbDraw> draws) override {
@@ -177,9 +201,15 @@ class HostGpu : public Gpu {
     int64_t copy_rate() override { return 0; }
 
   private:
-    int                  n_vocab_;
-    std::vector<int32_t> ends_, ids_;
-    int64_t              marked_ = 0;
+    void launch(Kernel kernel, unsigned slices, unsigned draws, const NbChoice &c) override {
+        run_blocks(kernel == kBest ? nb_best : kernel == kWeigh ? nb_weigh : nb_draw, {slices, draws}, c);
+    }
+
+    int                             n_vocab_;
+    std::vector<int32_t>            ends_, ids_;
+    std::vector<NbScratch>          scratch_;
+    std::vector<unsigned long long> cuts_;
+    int64_t                         marked_ = 0;
 };
 
 } // namespace

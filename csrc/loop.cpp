@@ -54,6 +54,8 @@ size_t utf8_unfinished(const char *text, size_t len) {
     return 0;
 }
 
+constexpr int64_t kAwakeNs = 200'000; // of the loop, after the last request
+
 struct Free {
     void operator()(void *p) const { std::free(p); }
 };
@@ -126,6 +128,7 @@ Loop::~Loop() {
     {
         std::lock_guard<std::mutex> lock(mutex_);
         stop_ = true;
+        called_.store(true, std::memory_order_relaxed);
         for (auto &s : slots_) s->cancel.store(true);
     }
     wake_.notify_one();
@@ -211,6 +214,7 @@ void Loop::queue(Slot &s, const nb_request &r, int64_t t0) {
         std::lock_guard<std::mutex> lock(mutex_);
         s.published.store(0, std::memory_order_release);
         queued_.push_back(&s);
+        called_.store(true, std::memory_order_relaxed);
     }
     wake_.notify_one();
 }
@@ -289,14 +293,20 @@ void Loop::run() {
 }
 
 // admit moves queued requests to the active ones, sleeping while there are
-// neither. False: the engine is being closed.
+// neither. False: the engine is being closed. Waking a thread takes tens of
+// microseconds, which a request that follows soon after another does not pay.
 bool Loop::admit() {
+    if (active_.empty()) {
+        const int64_t until = now_ns() + kAwakeNs;
+        while (!called_.load(std::memory_order_relaxed) && now_ns() < until) std::this_thread::yield();
+    }
     {
         std::unique_lock<std::mutex> lock(mutex_);
         wake_.wait(lock, [&] { return stop_ || !queued_.empty() || !active_.empty(); });
         if (stop_) return false;
         active_.insert(active_.end(), queued_.begin(), queued_.end());
         queued_.clear();
+        called_.store(false, std::memory_order_relaxed);
     }
     for (size_t i = 0; i < active_.size();) { // cancelled before or between steps
         Slot *s = active_[i];
@@ -383,24 +393,29 @@ void Loop::step(bool prefill) {
 void Loop::fill(Slot &s, bool prefill) {
     const auto at = static_cast<int32_t>(batch_.size());
     if (!prefill) {
-        Wanted w{&s, at, 1, -1};
-        if (!(s.req.flags & NB_REQ_RAW)) {
-            w.draw = static_cast<int32_t>(draws_.size());
-            draws_.push_back({at, s.req.temperature, s.req.top_p,
-                              uniform(s.req.seed, s.published.load(std::memory_order_relaxed)),
-                              (s.req.flags & NB_REQ_IGNORE_EOS) != 0, 0});
-        }
-        wanted_.push_back(w);
-        batch_.push_back({s.next, s.n_past, s.id, true});
+        want(s, at, 1);
+        batch_.push_back({s.next, s.n_past, s.id, true, false});
         return;
     }
     // Wanted are the last rows of the prompt, those of them that lie in this batch.
     const int32_t left = static_cast<int32_t>(s.prompt.size()) - s.n_past;
     const int32_t skip = std::max(left - (s.rows ? s.rows_left : 1), 0);
-    if (skip < s.in_batch) wanted_.push_back({&s, at + skip, s.in_batch - skip, -1});
+    if (skip < s.in_batch) want(s, at + skip, s.in_batch - skip);
     for (int32_t i = 0; i < s.in_batch; i++) {
-        batch_.push_back({s.prompt[s.n_past + i], s.n_past + i, s.id, i >= skip});
+        batch_.push_back({s.prompt[s.n_past + i], s.n_past + i, s.id, i >= skip, i >= skip && s.rows});
     }
+}
+
+// want notes what a slot needs of the logits of batch entries: rows of them for a
+// call of logits, else a token.
+void Loop::want(Slot &s, int32_t entry, int32_t rows) {
+    Wanted w{&s, entry, rows, -1};
+    if (!s.rows && !(s.req.flags & NB_REQ_RAW)) {
+        w.draw = static_cast<int32_t>(draws_.size());
+        draws_.push_back({entry, s.req.temperature, s.req.top_p, uniform(s.req.seed, s.published.load(std::memory_order_relaxed)),
+                          (s.req.flags & NB_REQ_IGNORE_EOS) != 0, 0});
+    }
+    wanted_.push_back(w);
 }
 
 // emit chooses the slot's next token from the logits of a batch entry, unless

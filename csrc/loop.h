@@ -4,6 +4,7 @@
 #ifndef NB_LOOP_H
 #define NB_LOOP_H
 
+#include <atomic>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
@@ -32,7 +33,8 @@ struct Entry {
     int32_t token;
     int32_t pos;
     int32_t slot;
-    bool    logits; // wanted after this token
+    bool    logits; // computed after this token
+    bool    fetch;  // and wanted on the host, by Model::logits
 };
 
 // A token to be chosen from the logits of a batch entry, as Sampler::sample.
@@ -71,13 +73,14 @@ class Model {
     virtual int32_t      n_ctx_slot() const                         = 0;
 
     // decode computes a batch, its entries in the order of slots, and returns when
-    // its results are on the host. prompt: it is of prompts; else it has one token
-    // of each slot and draws, and a model that can chooses these tokens itself,
-    // where it computes, and returns true. False: the caller chooses, from logits.
-    // Throws Error; the batch's slots are then cleared by the caller.
+    // its results are on the host. A model that can chooses the tokens of draws, in
+    // the order of entries, itself, where it computes, and returns true. False: the
+    // caller chooses, from logits, which are there for all entries that have them.
+    // prompt: it is a chunk of prefill. Throws Error; the batch's slots are then
+    // cleared by the caller.
     virtual bool decode(const std::vector<Entry> &batch, bool prompt, std::vector<Draw> *draws) = 0;
-    // logits of batch entry i of the last decode that returned false: one float
-    // per token of the vocabulary, which the caller may overwrite.
+    // logits of batch entry i of the last decode, where wanted: one float per token
+    // of the vocabulary, which the caller may overwrite.
     virtual float *logits(int32_t i) = 0;
     // stamped tells when the host had the tokens of the last decode.
     virtual void stamped(int64_t) {}
@@ -131,6 +134,7 @@ class Loop {
     bool  admit();
     void  step(bool prefill);
     void  fill(Slot &s, bool prefill);
+    void  want(Slot &s, int32_t entry, int32_t rows);
     void  emit(Slot &s, int32_t entry, const Draw *chosen, int64_t at);
     void  copy_logits(Slot &s, int32_t entry, int32_t rows);
     void  append(Slot &s, int32_t id, int64_t t, bool visible);
@@ -150,7 +154,8 @@ class Loop {
     std::condition_variable wake_;
     std::vector<Slot *>     queued_;
     bool                    stop_ = false;
-    std::thread             thread_; // last: everything else is ready when it starts
+    std::atomic<bool>       called_{false}; // something is queued or stop_ is set
+    std::thread             thread_;        // last: everything else is ready when it starts
 };
 
 } // namespace nb

@@ -227,11 +227,9 @@ class Threads {
 // ---- logits that stay on the device
 
 // Keep stands for a sampler of llama.cpp's in every sequence, which makes it leave
-// the logits where they are instead of copying them to the host after each
-// step; `copy` asks for the copy all the same, in graphs built while it is set.
+// the logits where they are instead of copying them to the host after each step.
 class Keep {
   public:
-    bool         copy   = false;
     ggml_tensor *logits = nullptr; // of the graph built last, which is the one computed last
 
     explicit Keep(int32_t n_slots) {
@@ -255,14 +253,11 @@ class Keep {
         i.name          = [](const llama_sampler *) { return "keep"; };
         i.apply         = [](llama_sampler *, llama_token_data_array *) {};
         i.backend_init  = [](llama_sampler *, ggml_backend_buffer_type_t, uint32_t) { return true; };
-        i.backend_apply = [](llama_sampler *s, ggml_context *ctx, ggml_cgraph *, llama_sampler_data *data) {
-            // llama.cpp offers a row of a padded copy; the rows of the original are one view away.
-            ggml_tensor *padded = data->logits->view_src, *all = padded ? padded->src[0] : nullptr;
-            const size_t at = data->logits->view_offs, row = ggml_nbytes(data->logits);
-            const bool   there = all && at + row <= ggml_nbytes(all);
-            Keep        *k     = static_cast<Keep *>(s->ctx);
-            if (all) k->logits = all;
-            data->logits = k->copy && there ? ggml_view_1d(ctx, all, all->ne[0], at) : nullptr;
+        i.backend_apply = [](llama_sampler *s, ggml_context *, ggml_cgraph *, llama_sampler_data *data) {
+            // llama.cpp offers a row of a padded copy, which is not computed if nothing uses it.
+            ggml_tensor *padded = data->logits->view_src;
+            if (padded && padded->src[0]) static_cast<Keep *>(s->ctx)->logits = padded->src[0];
+            data->logits = nullptr;
         };
         return &i;
     }
@@ -295,9 +290,10 @@ class LlamaModel : public Model {
         params_               = p;
         open_gpu();
         if (gpu_) {
-            keep_         = std::make_unique<Keep>(p.n_slots);
-            cp.samplers   = keep_->chains().data();
-            cp.n_samplers = keep_->chains().size();
+            keep_                    = std::make_unique<Keep>(p.n_slots);
+            cp.samplers              = keep_->chains().data();
+            cp.n_samplers            = keep_->chains().size();
+            cp.n_outputs_max_per_seq = 0; // no limit: calls of logits want many
         }
         if (p.watch != NB_WATCH_NOTHING) ops_ = std::make_unique<Ops>();
         if (p.watch == NB_WATCH_OPS) {
@@ -374,30 +370,28 @@ class LlamaModel : public Model {
     }
 
     bool decode(const std::vector<Entry> &batch, bool prompt, std::vector<Draw> *draws) override {
-        if (!ops_) return computed(batch, prompt, draws);
+        if (!ops_) return computed(batch, draws);
         ops_->begin(prompt);
         const int64_t t0     = now_ns();
-        const bool    chosen = computed(batch, prompt, draws);
+        const bool    chosen = computed(batch, draws);
         ops_->end(static_cast<int64_t>(batch.size()), now_ns() - t0);
         return chosen;
     }
     // computed is decode, unwatched.
-    bool computed(const std::vector<Entry> &batch, bool prompt, std::vector<Draw> *draws) {
+    bool computed(const std::vector<Entry> &batch, std::vector<Draw> *draws) {
         if (batch.size() > static_cast<size_t>(params_.n_batch)) throw Error(NB_INTERNAL, "the batch is larger than n_batch");
-        if (gpu_ && !prompt) {
+        if (gpu_) {
             decode_and_choose(batch, draws);
             return true;
         }
-        if (keep_) keep_->copy = true;
         compute(batch, 0, batch.size());
         llama_synchronize(ctx_.get());
-        if (keep_) fetch(batch);
         return false;
     }
 
     float *logits(int32_t i) override {
-        if (const auto it = fetched_.find(i); it != fetched_.end()) return it->second.data();
-        float *row = keep_ ? llama_get_sampled_logits_ith(ctx_.get(), i) : llama_get_logits_ith(ctx_.get(), i);
+        if (gpu_) return &fetched_[fetched_at_.at(i)];
+        float *row = llama_get_logits_ith(ctx_.get(), i);
         if (!row) throw Error(NB_INTERNAL, "llama.cpp has no logits for entry " + std::to_string(i) + " of the batch");
         return row;
     }
@@ -491,7 +485,6 @@ class LlamaModel : public Model {
 
     // compute starts the computation of batch[from, to).
     void compute(const std::vector<Entry> &batch, size_t from, size_t to) {
-        fetched_.clear();
         batch_.n_tokens = static_cast<int32_t>(to - from);
         for (int32_t i = 0; i < batch_.n_tokens; i++) {
             const Entry &e      = batch[from + static_cast<size_t>(i)];
@@ -511,26 +504,50 @@ class LlamaModel : public Model {
     // The backend whose stream computes the logits.
     ggml_backend_t stream() { return ggml_backend_sched_get_tensor_backend(ctx_->get_sched(), keep_->logits); }
 
-    // decode_and_choose steps every slot of the batch by a token. Runs of
-    // neighbouring slots are computed one after another, as llama.cpp would split
-    // the batch itself: each leaves its logits in the same place, so the next
-    // one waits on the device until the choice has been made.
+    // part_of returns the end of the part of a batch that begins at from and that
+    // llama.cpp computes at once, its logits in one place: neighbouring slots with
+    // equally many tokens, or as much of one slot as a physical batch holds.
+    size_t part_of(const std::vector<Entry> &batch, size_t from) const {
+        const size_t most = llama_n_ubatch(ctx_.get());
+        const auto   end  = [&](size_t at) { // of the slot of entry at
+            const int32_t slot = batch[at].slot;
+            while (at < batch.size() && batch[at].slot == slot) at++;
+            return at;
+        };
+        size_t       to   = end(from);
+        const size_t each = to - from;
+        if (each > most) return from + most;
+        while (to < batch.size() && to + each - from <= most && batch[to].slot == batch[to - 1].slot + 1 &&
+               end(to) - to == each) {
+            to += each;
+        }
+        return to;
+    }
+
+    // decode_and_choose computes a batch part by part, as llama.cpp would split it
+    // itself. Each part leaves its logits in the same place, so the next one waits
+    // on the device until they have been used.
     void decode_and_choose(const std::vector<Entry> &batch, std::vector<Draw> *draws) {
-        keep_->copy   = false;
+        fetched_.clear();
+        fetched_at_.clear();
         size_t chosen = 0;
+        bool   waits  = false; // the last part has no choice to wait for
         for (size_t from = 0, to; from < batch.size(); from = to) {
-            for (to = from + 1; to < batch.size() && to - from < llama_n_ubatch(ctx_.get()); to++) {
-                if (batch[to].slot != batch[to - 1].slot + 1) break;
-            }
+            to = part_of(batch, from);
             compute(batch, from, to);
+            fetch(batch, from, to);
             rows_.clear();
             const size_t first = chosen;
-            for (; chosen < draws->size() && static_cast<size_t>((*draws)[chosen].entry) < to; chosen++) {
-                const Draw &d = (*draws)[chosen];
-                rows_.push_back(
-                    {d.u, d.temperature, d.top_p, d.entry - static_cast<int>(from), d.no_end ? 1u * NB_DRAW_NO_END : 0u});
+            int          row   = 0; // of the part's logits
+            for (size_t i = from; i < to; i++) {
+                if (chosen < draws->size() && static_cast<size_t>((*draws)[chosen].entry) == i) {
+                    const Draw &d = (*draws)[chosen++];
+                    rows_.push_back({d.u, d.temperature, d.top_p, row, d.no_end ? 1u * NB_DRAW_NO_END : 0u});
+                }
+                row += batch[i].logits;
             }
-            if (rows_.empty()) continue;
+            waits = rows_.empty();
+            if (waits) continue;
             if (ready_) {
                 ggml_backend_event_record(ready_, stream());
             } else { // on the host nothing is under way after this
@@ -546,66 +563,46 @@ class LlamaModel : public Model {
                 ops_->sampled(now_ns() - t0);
             }
         }
-        if (draws->empty()) {
-            llama_synchronize(ctx_.get());
-            return;
-        }
+        if (waits) llama_synchronize(ctx_.get());
+        if (draws->empty()) return;
         marked_ = stamping_;
         if (stamping_) gpu_->mark();
         const int32_t *ids = gpu_->finish();
         for (size_t i = 0; i < draws->size(); i++) (*draws)[i].id = ids[i];
-        if (static_cast<size_t>((*draws).back().entry) + 1 < batch.size()) llama_synchronize(ctx_.get());
     }
 
-    // fetch makes sure that the logits of a prompt's batch are on the host. A graph
-    // of one token, built for decoding, can have been used again, without the copy:
-    // such a token is computed once more, alone, and its logits are fetched.
-    void fetch(const std::vector<Entry> &batch) {
-        const size_t         n = static_cast<size_t>(vocab_.n_vocab());
-        std::vector<int32_t> missing;
-        for (size_t i = 0; i < batch.size(); i++) {
-            const auto at = static_cast<int32_t>(i);
-            if (batch[i].logits && llama_get_sampled_logits_count_ith(ctx_.get(), at) == 0) missing.push_back(at);
+    // fetch copies the logits of batch[from, to), just computed, that are wanted on the host.
+    void fetch(const std::vector<Entry> &batch, size_t from, size_t to) {
+        const auto begin = batch.begin() + static_cast<long>(from), end = batch.begin() + static_cast<long>(to);
+        if (std::none_of(begin, end, [](const Entry &e) { return e.fetch; })) return;
+        const auto n  = static_cast<size_t>(vocab_.n_vocab());
+        size_t     at = fetched_.size(), rows = 0;
+        for (size_t i = from; i < to; i++) {
+            if (batch[i].logits) fetched_at_[static_cast<int32_t>(i)] = at + n * rows++;
         }
-        if (missing.empty()) return;
-        std::map<int32_t, std::vector<float>> rows;
-        for (size_t i = 0; i < batch.size(); i++) {
-            const auto at = static_cast<int32_t>(i);
-            if (!batch[i].logits || llama_get_sampled_logits_count_ith(ctx_.get(), at) == 0) continue;
-            const float *row = llama_get_sampled_logits_ith(ctx_.get(), at);
-            rows[at].assign(row, row + n);
-        }
-        for (int32_t at : missing) {
-            const Entry &e = batch[at];
-            if (static_cast<size_t>(at) + 1 < batch.size() && batch[at + 1].slot == e.slot) {
-                throw Error(NB_INTERNAL, "the logits of token " + std::to_string(e.pos) + " stayed on the device: ask again");
-            }
-            llama_memory_seq_rm(llama_get_memory(ctx_.get()), e.slot, e.pos, -1);
-            compute({e}, 0, 1);
-            llama_synchronize(ctx_.get());
-            rows[at].resize(n);
-            ggml_backend_tensor_get(keep_->logits, rows[at].data(), 0, n * sizeof(float));
-        }
-        fetched_ = std::move(rows);
+        fetched_.resize(at + n * rows);
+        llama_synchronize(ctx_.get());
+        ggml_backend_tensor_get(keep_->logits, &fetched_[at], 0, n * rows * sizeof(float));
     }
 
     // Order matters: the context goes before its threads, its model and its samplers.
-    ModelPtr                              model_;
-    LlamaVocab                            vocab_;
-    std::unique_ptr<Threads>              threads_;
-    std::unique_ptr<Keep>                 keep_; // with gpu_
-    std::unique_ptr<Ops>                  ops_;  // NULL: nothing is watched
-    std::unique_ptr<Gpu>                  gpu_;  // NULL: tokens are chosen on the host, and why_host_ says why
-    ContextPtr                            ctx_;
-    std::string                           why_host_;
-    nb_params                             params_{};
-    int32_t                               n_ctx_slot_ = 0;
-    llama_batch                           batch_{};
-    ggml_backend_event_t                  ready_ = nullptr, taken_ = nullptr;
-    std::vector<NbDraw>                   rows_;
-    std::map<int32_t, std::vector<float>> fetched_; // by entry of the last batch
-    bool                                  stamping_ = false, marked_ = false;
-    std::vector<int64_t>                  late_; // ns, of the steps since stamping began
+    ModelPtr                  model_;
+    LlamaVocab                vocab_;
+    std::unique_ptr<Threads>  threads_;
+    std::unique_ptr<Keep>     keep_; // with gpu_
+    std::unique_ptr<Ops>      ops_;  // NULL: nothing is watched
+    std::unique_ptr<Gpu>      gpu_;  // NULL: tokens are chosen on the host, and why_host_ says why
+    ContextPtr                ctx_;
+    std::string               why_host_;
+    nb_params                 params_{};
+    int32_t                   n_ctx_slot_ = 0;
+    llama_batch               batch_{};
+    ggml_backend_event_t      ready_ = nullptr, taken_ = nullptr;
+    std::vector<NbDraw>       rows_;
+    std::vector<float>        fetched_;    // rows of logits of the last batch
+    std::map<int32_t, size_t> fetched_at_; // where in it, by entry
+    bool                      stamping_ = false, marked_ = false;
+    std::vector<int64_t>      late_; // ns, of the steps since stamping began
 };
 
 } // namespace

@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "3a84eed862c982609b1402418d9faa895743311003d665304608970acdc41119"
+const SourceHash = "6846f64ae61efefb57fd80b4b8cd4b3830b499f2e986c44035de3e1c28e49f16"
