@@ -32,7 +32,7 @@ type Engine struct {
 	addBOS bool
 	vocab  int // number of token ids
 
-	choosesOnDevice bool // tokens, after those that follow a prompt
+	choosesOnDevice bool // tokens
 
 	mu   sync.Mutex
 	free []int // slots without a session

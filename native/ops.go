@@ -80,13 +80,11 @@ func (e *Engine) Watch(w Work, times int) (Watched, error) {
 			NS: int64(out.step_ns[kind]), SampleNS: int64(out.sample_ns[kind]), OnDevice: e.choosesOnDevice,
 		}
 	}
-	// What follows a prompt is always chosen on the host.
-	ofPrompts := sampling
 	if !e.choosesOnDevice {
-		ofPrompts /= int64(w.OutputTokens) // one of each slot's
+		ofPrompts := sampling / int64(w.OutputTokens) // one of each slot's
+		seen.Prefill.SampleNS = share(ofPrompts, &seen.Prefill, times)
 		seen.Decode.SampleNS = share(sampling-ofPrompts, &seen.Decode, times)
 	}
-	seen.Prefill.OnDevice, seen.Prefill.SampleNS = false, share(ofPrompts, &seen.Prefill, times)
 	for _, r := range rows[:n] {
 		s := &seen.Decode
 		if r.prompt != 0 {

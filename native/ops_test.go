@@ -131,15 +131,14 @@ func TestOperationsWithTheChoiceOnTheDevice(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sum := seen.Decode.SampleNS
-	for _, o := range seen.Decode.Ops {
-		sum += o.NS
-	}
-	if d := seen.Decode; !d.OnDevice || d.SampleNS <= 0 || len(d.Ops) == 0 || sum > d.NS {
-		t.Errorf("operations and choice take %d ns of %d: %d of it the choice, on the device: %v", sum, d.NS, d.SampleNS, d.OnDevice)
-	}
-	if p := seen.Prefill; p.OnDevice || p.SampleNS <= 0 {
-		t.Errorf("prefill: choice of %d ns, on the device: %v", p.SampleNS, p.OnDevice)
+	for kind, s := range map[string]Steps{"prefill": seen.Prefill, "decode": seen.Decode} {
+		sum := s.SampleNS
+		for _, o := range s.Ops {
+			sum += o.NS
+		}
+		if !s.OnDevice || s.SampleNS <= 0 || len(s.Ops) == 0 || sum > s.NS {
+			t.Errorf("%s: operations and choice take %d ns of %d: %d of it the choice, on the device: %v", kind, sum, s.NS, s.SampleNS, s.OnDevice)
+		}
 	}
 }
 
