@@ -373,7 +373,9 @@ func (a *attempt) land(tl *timeline) {
 		changes = append(changes, change{(step + 1) * flightStep, 0, tokens})
 	}
 	a.flight = &flight{landed: true}
-	slices.SortFunc(changes, func(x, y change) int { return cmp.Compare(x.t, y.t) })
+	slices.SortFunc(changes, func(x, y change) int { // whole, so that the same run gives the same sums
+		return cmp.Or(cmp.Compare(x.t, y.t), cmp.Compare(x.requests, y.requests), cmp.Compare(x.tokens, y.tokens))
+	})
 	requests, tokens, edge := 0, 0.0, false
 	for i, c := range changes {
 		requests, tokens, edge = requests+c.requests, tokens+c.tokens, edge || c.requests != 0
