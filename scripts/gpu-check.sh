@@ -87,7 +87,7 @@ logged() {
     { timeout --kill-after=20 "$(left)" "$@" >"$log" 2>&1; } 2>/dev/null # the shell tells of a kill
 }
 
-last_words() { tail -n 1 "$out/$1" | cut -c1-200; }
+last_words() { grep -v '^\(FAIL\|PASS\|--- .*\)\?$' "$out/$1" | tail -n 1 | sed 's/^ *//' | cut -c1-200; }
 
 # wrong ID WHAT LOG STATUS: FAIL, or SKIP where the time ended.
 wrong() {

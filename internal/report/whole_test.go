@@ -72,7 +72,7 @@ func TestClaims(t *testing.T) {
 		verdict     ruling
 		says        string // in the reason or the numbers
 	}{
-		{"transformers", "one request at a time", borneOut, "in all of 1"},
+		{"transformers", "one request at a time", borneOut, "in all of 1; of our own server"},
 		{"transformers", "limited in speed", borneOut, "behind in 2"},
 		{"transformers", "no server that streams", notMeasured, "transformers-serve was not run"},
 		{"transformers", "easy", notMeasured, "ready in 1.2 s"},
@@ -149,6 +149,30 @@ func TestClaimsThatDoNotHold(t *testing.T) {
 	}
 	if c := claimOf(t, d, Whole{}, "vllm", "low latency"); c.verdict != notMeasured || !strings.Contains(c.why, "one repeat") || len(c.numbers) != 2 {
 		t.Errorf("one repeat: %s (%s; %q)", c.verdict, c.why, c.numbers)
+	}
+}
+
+// The server that comes with Transformers rules over ours.
+func TestClaimOfOneAtATime(t *testing.T) {
+	f := newFixture("runs/x", "transformers", "transformers-serve")
+	for repeat := range 2 {
+		for _, c := range []int{1, 8} {
+			for _, b := range []string{"transformers", "transformers-serve"} {
+				spec := cellSpec{task: "chat", mode: "sync", backend: b, concurrency: c, repeat: repeat, requests: 16, maxTokens: 30}
+				if b == "transformers" && c == 8 {
+					spec.change = slowed(8)
+				}
+				f.add(spec)
+			}
+		}
+	}
+	d, err := newDocument([]*results.Run{f.run})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := claimOf(t, d, Whole{}, "transformers", "one request at a time")
+	if c.verdict != notBorneOut || c.why != "in none of 1" || len(c.numbers) != 2 || !strings.HasPrefix(c.numbers[0], "transformers-serve, ") {
+		t.Errorf("%s (%s; %q)", c.verdict, c.why, c.numbers)
 	}
 }
 
