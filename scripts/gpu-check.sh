@@ -206,7 +206,7 @@ else
     joules=$(numbers energy_joules "$report" | largest)
     source=$(grep -o '"energy_source": "[^"]*"' "$report" | head -n 1 | sed 's/.*: //; s/"//g')
     if [ -n "$joules" ] && ! at_most "$joules" 0; then
-        line 3.2 PASS "energy" "$joules J in the cell that took most, by the $source; $(numbers mean_watts "$report" | largest) W on average there"
+        line 3.2 PASS "energy" "$joules J in the cell that took most, by the $source; $(numbers mean_watts "$report" | largest) W on average in the cell with the most"
     else
         line 3.2 FAIL "energy" "the run does not tell it ($report)"
     fi

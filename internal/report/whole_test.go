@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"math"
+	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -301,6 +304,42 @@ func TestFailuresAreNotRanked(t *testing.T) {
 	}
 	if !strings.Contains(md.String(), "vllm: 6 of 20 requests failed: not ranked") || strings.Contains(md.String(), "◀ |") {
 		t.Errorf("in\n%s", md.String())
+	}
+}
+
+// scripts/gpu-check.sh reads the JSON of a run with tools that every machine
+// has: what it looks for is there, as it looks for it.
+func TestGPUCheckFindsItsKeys(t *testing.T) {
+	script, err := os.ReadFile(filepath.Join("..", "..", "scripts", "gpu-check.sh"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := JSON(&out, []*results.Run{gpuFixture()}, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	keys := map[string]bool{}
+	for _, pattern := range []string{`numbers (\w+) "\$report"`, `(?m)^from_run \S+ "[^"]*" (\w+)`} {
+		for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(string(script), -1) {
+			keys[m[1]] = true
+		}
+	}
+	if len(keys) < 8 {
+		t.Fatalf("the script names %v only", keys)
+	}
+	for key := range keys {
+		if !regexp.MustCompile(`"` + key + `": -?[0-9]`).MatchString(out.String()) {
+			t.Errorf("no number %q in the JSON of a run on a GPU", key)
+		}
+	}
+	for _, text := range []string{`"throttled": {` + "\n", `"energy_source": "counter"`} {
+		if !strings.Contains(out.String(), text) || !strings.Contains(string(script), strings.Fields(text)[0]) {
+			t.Errorf("no %q in the JSON of a run on a GPU, or in the script", text)
+		}
+	}
+	native := regexp.MustCompile(`"backend": "native"(?s:(.{0,400}))`).FindStringSubmatch(out.String())
+	if native == nil || !strings.Contains(native[1], `"device": "`) {
+		t.Errorf("the device of native does not follow its name: %q", native)
 	}
 }
 
