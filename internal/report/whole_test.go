@@ -315,7 +315,13 @@ func TestGPUCheckFindsItsKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	if err := JSON(&out, []*results.Run{gpuFixture()}, Options{}); err != nil {
+	run := gpuFixture()
+	for i := range run.Events {
+		for j := range run.Events[i].GPU {
+			run.Events[i].GPU[j].Throttled = map[string]float64{"power cap": 0.35}
+		}
+	}
+	if err := JSON(&out, []*results.Run{run}, Options{}); err != nil {
 		t.Fatal(err)
 	}
 	keys := map[string]bool{}
