@@ -87,7 +87,7 @@ logged() {
     { timeout --kill-after=20 "$(left)" "$@" >"$log" 2>&1; } 2>/dev/null # the shell tells of a kill
 }
 
-last_words() { tail -n 1 "$out/$1" | cut -c1-200; }
+last_words() { grep -v '^\(FAIL\|PASS\|--- .*\)\?$' "$out/$1" | tail -n 1 | sed 's/^ *//' | cut -c1-200; }
 
 # wrong ID WHAT LOG STATUS: FAIL, or SKIP where the time ended.
 wrong() {
@@ -206,7 +206,7 @@ else
     joules=$(numbers energy_joules "$report" | largest)
     source=$(grep -o '"energy_source": "[^"]*"' "$report" | head -n 1 | sed 's/.*: //; s/"//g')
     if [ -n "$joules" ] && ! at_most "$joules" 0; then
-        line 3.2 PASS "energy" "$joules J in the cell that took most, by the $source; $(numbers mean_watts "$report" | largest) W on average there"
+        line 3.2 PASS "energy" "$joules J in the cell that took most, by the $source; $(numbers mean_watts "$report" | largest) W on average in the cell with the most"
     else
         line 3.2 FAIL "energy" "the run does not tell it ($report)"
     fi

@@ -324,6 +324,9 @@ func (w *wholeBench) print(out io.Writer, dir string) {
 	for _, r := range w.Runs {
 		done := ""
 		left := r.left(dir)
+		if r.progressOf(dir) != nil {
+			r.Disk = 0 // they are there
+		}
 		if left < 1 {
 			begun = true
 			done = fmt.Sprintf(" (%d left)", int(left*float64(r.Cells)+0.5))

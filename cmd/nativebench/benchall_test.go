@@ -326,6 +326,30 @@ func TestWhatDoesNotFitIsLeftOut(t *testing.T) {
 	}
 }
 
+// On a GPU its memory decides, and one backend at a time holds it.
+func TestWhatDoesNotFitOnTheGPU(t *testing.T) {
+	device := filepath.Join(t.TempDir(), "nvidia0")
+	if err := os.WriteFile(device, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	pretendGPU(t, device)
+	w, s, m := planner("native", "llama-server", "transformers")
+	s.machine.Memory.AvailableBytes = 64 << 30
+	s.graphics.rooms = []room{{"CUDA0 (a GPU)", 24 << 30}}
+	if !w.fit("x", s, m) || len(s.plan.Backends) != 3 || fmt.Sprint(s.plan.Concurrency) != "[1 4 16]" {
+		t.Errorf("backends %v, concurrency %v: %+v", s.plan.Backends, s.plan.Concurrency, w.out.Omitted)
+	}
+	if len(w.out.Omitted) != 1 || w.out.Omitted[0].What != "x, 64 requests at once" || !strings.Contains(w.out.Omitted[0].Why, "of GPU memory, and 24.0 GiB is free") {
+		t.Errorf("left out: %+v", w.out.Omitted)
+	}
+	w, s, m = planner("native", "transformers")
+	s.machine.Memory.AvailableBytes = 64 << 30
+	s.graphics.rooms = []room{{"CUDA0 (a GPU)", 4 << 30}}
+	if w.fit("x", s, m) || len(w.out.Omitted) != 2 {
+		t.Errorf("5.2 GiB of weights on 4 GiB: %v, %+v", s.plan.Backends, w.out.Omitted)
+	}
+}
+
 // Weights for which there is no room on the disk are a reason to leave a run
 // out; those that a run before writes are counted once.
 func TestDiskOfTheWeights(t *testing.T) {

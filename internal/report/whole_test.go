@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"math"
+	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -72,7 +75,7 @@ func TestClaims(t *testing.T) {
 		verdict     ruling
 		says        string // in the reason or the numbers
 	}{
-		{"transformers", "one request at a time", borneOut, "in all of 1"},
+		{"transformers", "one request at a time", borneOut, "in all of 1; of our own server"},
 		{"transformers", "limited in speed", borneOut, "behind in 2"},
 		{"transformers", "no server that streams", notMeasured, "transformers-serve was not run"},
 		{"transformers", "easy", notMeasured, "ready in 1.2 s"},
@@ -149,6 +152,30 @@ func TestClaimsThatDoNotHold(t *testing.T) {
 	}
 	if c := claimOf(t, d, Whole{}, "vllm", "low latency"); c.verdict != notMeasured || !strings.Contains(c.why, "one repeat") || len(c.numbers) != 2 {
 		t.Errorf("one repeat: %s (%s; %q)", c.verdict, c.why, c.numbers)
+	}
+}
+
+// The server that comes with Transformers rules over ours.
+func TestClaimOfOneAtATime(t *testing.T) {
+	f := newFixture("runs/x", "transformers", "transformers-serve")
+	for repeat := range 2 {
+		for _, c := range []int{1, 8} {
+			for _, b := range []string{"transformers", "transformers-serve"} {
+				spec := cellSpec{task: "chat", mode: "sync", backend: b, concurrency: c, repeat: repeat, requests: 16, maxTokens: 30}
+				if b == "transformers" && c == 8 {
+					spec.change = slowed(8)
+				}
+				f.add(spec)
+			}
+		}
+	}
+	d, err := newDocument([]*results.Run{f.run})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := claimOf(t, d, Whole{}, "transformers", "one request at a time")
+	if c.verdict != notBorneOut || c.why != "in none of 1" || len(c.numbers) != 2 || !strings.HasPrefix(c.numbers[0], "transformers-serve, ") {
+		t.Errorf("%s (%s; %q)", c.verdict, c.why, c.numbers)
 	}
 }
 
@@ -277,6 +304,48 @@ func TestFailuresAreNotRanked(t *testing.T) {
 	}
 	if !strings.Contains(md.String(), "vllm: 6 of 20 requests failed: not ranked") || strings.Contains(md.String(), "◀ |") {
 		t.Errorf("in\n%s", md.String())
+	}
+}
+
+// scripts/gpu-check.sh reads the JSON of a run with tools that every machine
+// has: what it looks for is there, as it looks for it.
+func TestGPUCheckFindsItsKeys(t *testing.T) {
+	script, err := os.ReadFile(filepath.Join("..", "..", "scripts", "gpu-check.sh"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	run := gpuFixture()
+	for i := range run.Events {
+		for j := range run.Events[i].GPU {
+			run.Events[i].GPU[j].Throttled = map[string]float64{"power cap": 0.35}
+		}
+	}
+	if err := JSON(&out, []*results.Run{run}, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	keys := map[string]bool{}
+	for _, pattern := range []string{`numbers (\w+) "\$report"`, `(?m)^from_run \S+ "[^"]*" (\w+)`} {
+		for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(string(script), -1) {
+			keys[m[1]] = true
+		}
+	}
+	if len(keys) < 8 {
+		t.Fatalf("the script names %v only", keys)
+	}
+	for key := range keys {
+		if !regexp.MustCompile(`"` + key + `": -?[0-9]`).MatchString(out.String()) {
+			t.Errorf("no number %q in the JSON of a run on a GPU", key)
+		}
+	}
+	for _, text := range []string{`"throttled": {` + "\n", `"energy_source": "counter"`} {
+		if !strings.Contains(out.String(), text) || !strings.Contains(string(script), strings.Fields(text)[0]) {
+			t.Errorf("no %q in the JSON of a run on a GPU, or in the script", text)
+		}
+	}
+	native := regexp.MustCompile(`"backend": "native"(?s:(.{0,400}))`).FindStringSubmatch(out.String())
+	if native == nil || !strings.Contains(native[1], `"device": "`) {
+		t.Errorf("the device of native does not follow its name: %q", native)
 	}
 }
 
