@@ -29,7 +29,7 @@ help: ## list the targets
 
 .PHONY: compare
 compare: build ## the main job on this machine: GPT-2, in process against llama-server, synthetic weights
-	$(BIN) compare --model gpt2 --repeat 1 --requests 6 $(ARGS)
+	$(BIN) compare --model gpt2 --weights synthetic --repeat 1 --requests 6 $(ARGS)
 
 .PHONY: build
 build: engine ## bin/nativebench, with the engine beside it

@@ -25,9 +25,10 @@ func compareCommand(known registry) *cli.Command {
 		Name:  "compare",
 		Usage: "measure backends side by side: the bare model, and servers of it",
 		Description: "Examples:\n" +
-			"   nativebench compare                                      the whole experiment for gpt2\n" +
+			"   nativebench compare --model phi-2                        the whole experiment for phi-2\n" +
+			"   nativebench compare --weights synthetic                  gpt2 with random numbers: no download\n" +
 			"   nativebench compare --task chat --mode stream --concurrency 1,4\n" +
-			"   nativebench compare --weights model.gguf --model phi-2 --repeat 5\n" +
+			"   nativebench compare --gguf model.gguf --model phi-2 --repeat 5   \n" +
 			"   nativebench compare --prompt-tokens 32,64,128,256,512    context scaling\n" +
 			"   nativebench compare --backends native,vllm,transformers  servers in Python, started here\n" +
 			"   nativebench compare --endpoint vllm=http://host:8000     a server that runs already\n" +
@@ -66,6 +67,11 @@ func measureAction(c *cli.Context, known registry, base plan.Plan) error {
 		if stop.stopped() {
 			return exitStatus(exitInterrupted) // nothing was measured yet
 		}
+		if not := notHereYet(nil); errors.As(err, &not) {
+			fmt.Fprintln(c.App.ErrWriter, not)
+			s.listCells(c.App.Writer, s.todo())
+			return nil
+		}
 		return err
 	}
 	manifest, err := s.newManifest(os.Args)
@@ -75,12 +81,16 @@ func measureAction(c *cli.Context, known registry, base plan.Plan) error {
 	todo := s.todo()
 	if c.Bool("dry-run") {
 		s.header(c.App.ErrWriter, todo)
-		for _, i := range todo {
-			fmt.Fprintln(c.App.Writer, s.cells[i].ID())
-		}
+		s.listCells(c.App.Writer, todo)
 		return nil
 	}
 	return s.runAndReport(c, stop, manifest, todo)
+}
+
+func (s *setup) listCells(w io.Writer, todo []int) {
+	for _, i := range todo {
+		fmt.Fprintln(w, s.cells[i].ID())
+	}
 }
 
 func (s *setup) readyToRun(stop *stopper, out io.Writer) error {

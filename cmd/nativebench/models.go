@@ -114,7 +114,7 @@ func listModels(c *cli.Context) {
 	}
 	t.SetColumnConfigs([]table.ColumnConfig{{Number: 2, Align: text.AlignRight}, {Number: 3, Align: text.AlignRight}})
 	writeTable(c.App.Writer, t)
-	fmt.Fprintf(c.App.Writer, "\nWeights: --weights FILE.gguf, or synthetic (random, in the real shape) for %s.\n", strings.Join(synth.Models(), ", "))
+	fmt.Fprintf(c.App.Writer, "\nWeights: --weights hub (the model's own, downloaded when they are first wanted), synthetic (random, in the real shape), or FILE.gguf.\n")
 }
 
 // showModel prints a row of the table of models.

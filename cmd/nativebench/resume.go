@@ -42,7 +42,7 @@ func resumeSetup(c *cli.Context, known registry) (*setup, error) {
 			changed = append(changed, "--"+name)
 		}
 	}
-	for _, name := range []string{"weights", "gguf", "dtype", "layers", "width", "hf-dir"} {
+	for _, name := range []string{"weights", "gguf", "dtype", "layers", "width", "hf-dir", "revision"} {
 		if c.IsSet(name) {
 			changed = append(changed, "--"+name)
 		}
