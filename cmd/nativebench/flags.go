@@ -29,7 +29,7 @@ func planFlags() []cli.Flag {
 		&cli.IntSliceFlag{Name: "concurrency", Category: flagsWhat, Value: cli.NewIntSlice(d.Concurrency...), Usage: "`N,…`: requests at once, closed loop"},
 		&cli.IntSliceFlag{Name: "prompt-tokens", Category: flagsWhat, Usage: "context sweep instead of tasks: prompts of exactly so many tokens; `N,…` for example 32,64,128,256,512"},
 		&cli.StringFlag{Name: "prompts", Category: flagsWhat, Usage: "`FILE`: your own prompts, as JSON lines with \"prompt\", or a ShareGPT file"},
-		&cli.StringFlag{Name: "vocab", Category: flagsWhat, Usage: "`FILE`: a GGUF file with the model's vocabulary, to count prompts with where no backend has its weights here", DefaultText: "of those that come with the engine"},
+		&cli.StringFlag{Name: "vocab", Category: flagsWhat, Usage: "`FILE`: a GGUF file with the model's vocabulary, or its tokenizer.json, to count prompts with where no backend has its weights here", DefaultText: "in the hub's cache, or of those that come with the engine"},
 		&cli.IntFlag{Name: "max-tokens", Category: flagsWhat, Usage: "cap of output tokens; 0: the sampling table's, in a sweep 32"},
 		&cli.StringSliceFlag{Name: "endpoint", Category: flagsServers, Usage: "`NAME=URL`: drive that server of kind NAME, which runs already, instead of starting one; adds NAME to --backends. A /v1 at the end is dropped"},
 		&cli.StringSliceFlag{Name: "served-model", Category: flagsServers, Usage: "`NAME=MODEL`: what the server at --endpoint NAME calls the model, if it serves several"},

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/nativebench/nativebench/internal/convert"
@@ -14,6 +15,7 @@ import (
 	"github.com/nativebench/nativebench/internal/plan"
 	"github.com/nativebench/nativebench/internal/results"
 	"github.com/nativebench/nativebench/internal/synth"
+	"github.com/nativebench/nativebench/internal/tokenizer"
 )
 
 // Values of --weights besides a GGUF file.
@@ -92,8 +94,53 @@ func (s *setup) checkFile(key, path string) error {
 			return refuse("--hf-dir %s: it has no config.json (%w); give a Hugging Face model directory", dir, err)
 		}
 	}
-	_, err := s.inspect(key, path)
-	return err
+	if _, err := s.inspect(key, path); err != nil {
+		return err
+	}
+	if list := s.wantDirectory(); len(list) > 0 {
+		return sameVocabulary(path, s.directoryOf(key))
+	}
+	return nil
+}
+
+// sameVocabulary refuses a GGUF file and a Hugging Face directory whose tokens
+// differ: they are not of one model. What is added to the vocabulary is left
+// out, the converter writes some of it in another form; so is a directory whose
+// tokenizer.json is missing or of a kind that is not known here.
+func sameVocabulary(path, dir string) error {
+	j, err := tokenizer.JSONMetadata(filepath.Join(dir, tokenizer.JSONName))
+	if err != nil {
+		return nil
+	}
+	f, err := gguf.ReadFile(path)
+	if err != nil {
+		return usageError{err}
+	}
+	tokens, err := gguf.Get[[]string](f, "tokenizer.ggml.tokens")
+	if err != nil {
+		return nil // the engine will tell
+	}
+	theirs, err := gguf.Get[[]string](j, "tokenizer.ggml.tokens")
+	if err != nil {
+		return usageError{err}
+	}
+	types, err := gguf.Get[[]int32](j, "tokenizer.ggml.token_type")
+	if err != nil {
+		return usageError{err}
+	}
+	for id, token := range theirs {
+		if types[id] != tokenizer.TypeNormal {
+			continue
+		}
+		other := "nothing"
+		if id < len(tokens) {
+			other = strconv.Quote(tokens[id])
+		}
+		if other != strconv.Quote(token) {
+			return refuse("--hf-dir %s: token %d of its %s is %q, of %s %s: these are not the same weights; give both forms of one model", dir, id, tokenizer.JSONName, token, path, other)
+		}
+	}
+	return nil
 }
 
 // checkDirectory refuses a Hugging Face directory that cannot be converted, or is
