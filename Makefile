@@ -78,6 +78,10 @@ fuzz: ## every fuzz target for FUZZTIME each (default 20s)
 speed: build ## the engine against llama-bench and llama-batched-bench of the same build, in turns
 	scripts/speed.sh
 
+.PHONY: write-speed
+write-speed: build ## the writing of synthetic weights against a plain write of as many bytes, in turns, and its memory (ARGS="-layers 0 -both": whole, both forms)
+	$(GO) run ./scripts/writespeed $(ARGS)
+
 .PHONY: cost
 cost: ## what the HTTP client costs and how far its times are off, against a server that knows the truth
 	@mkdir -p bin
