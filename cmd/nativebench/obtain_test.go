@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/nativebench/nativebench/internal/convert"
+	"github.com/nativebench/nativebench/internal/gguf"
 	"github.com/nativebench/nativebench/internal/hub/hubtest"
 	"github.com/nativebench/nativebench/internal/synth"
 	"github.com/nativebench/nativebench/native"
@@ -89,6 +90,12 @@ func TestCompareFetchesWhatIsMissing(t *testing.T) {
 	}
 	if code, _, stderr := invoke(t, "compare", "--resume", out, "--format", "none"); code != exitOK {
 		t.Errorf("resumed: status %d\n%s", code, stderr)
+	}
+	if err := os.Remove(m[0].Path); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, stderr := invoke(t, "compare", "--resume", out); code != exitUsage || !strings.Contains(stderr, "make it again (nativebench models convert --type f16 "+m[0].Source.Path+")") {
+		t.Errorf("resumed without its file: status %d\n%s", code, stderr)
 	}
 }
 
@@ -256,5 +263,77 @@ func TestCompareFromTheHub(t *testing.T) {
 				t.Errorf("model %+v", m)
 			}
 		})
+	}
+}
+
+// Memory is looked at before synthetic weights are written, and what they take
+// on the disk is known to the byte.
+func TestSyntheticWeightsAreForeseen(t *testing.T) {
+	engineDir := vocabulariesOnly(t)
+	cache := t.TempDir()
+	t.Setenv("XDG_CACHE_HOME", cache)
+	args := holding(filepath.Join(t.TempDir(), "run"), engineDir, "--weights", "synthetic", "--model", "llama-2-7b-chat", "--ctx", "4096", "--concurrency", "4096")
+	if code, _, stderr := invoke(t, args...); code != exitUsage || !strings.Contains(stderr, " of memory (weights 12.6 GiB") {
+		t.Errorf("status %d\n%s", code, stderr)
+	}
+	if left, _ := os.ReadDir(cache); len(left) > 0 {
+		t.Errorf("something was written: %v", left)
+	}
+	spec := synth.Spec{Model: "gpt2", DType: "f16", Seed: 1, Layers: 2, Width: 64, VocabDir: filepath.Join(engineDir, "vocab"), GGUFOnly: true}
+	dir := filepath.Join(cache, "model")
+	for _, step := range []bool{true, false} { // the GGUF file alone, then the directory, too
+		spec.GGUFOnly = step
+		need, err := spec.ToWrite(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		had := int64(0)
+		if r, err := synth.Open(dir); err == nil {
+			for _, f := range r.Files {
+				had += f.Bytes
+			}
+		}
+		made, err := synth.Write(t.Context(), spec, dir, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := int64(0)
+		for _, f := range made.Files {
+			all += f.Bytes
+		}
+		if need == 0 || need != all-had {
+			t.Errorf("%d bytes were foreseen, %d written", need, all-had)
+		}
+		if again, err := spec.ToWrite(dir); again != 0 || err != nil {
+			t.Errorf("%d bytes of what is there, %v", again, err)
+		}
+	}
+	foreseen, err := spec.Summary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, err := synth.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := gguf.ReadFile(made.GGUF)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if told, err := f.Summary(); err != nil || told != foreseen {
+		t.Errorf("foreseen %+v, it is %+v, %v", foreseen, told, err)
+	}
+	for _, c := range []struct {
+		needs []diskNeed
+		says  string
+	}{
+		{nil, ""},
+		{[]diskNeed{{"a", dir, 1}}, ""},
+		{[]diskNeed{{"a", dir, 1 << 50}}, "1048576.0 GiB are needed (a 1048576.0 GiB)"},
+		{[]diskNeed{{"a", dir, 1}, {"b", filepath.Join(dir, "not", "yet"), 1 << 50}}, "(a 1 bytes, b 1048576.0 GiB)"},
+	} {
+		if err := checkDisk(c.needs); (err != nil) != (c.says != "") || err != nil && !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%v: %v", c.needs, err)
+		}
 	}
 }
