@@ -61,7 +61,7 @@ func measureAction(c *cli.Context, known registry, base plan.Plan) error {
 	if err := s.check(); err != nil {
 		return err
 	}
-	stop := listen(c.Context, c.App.ErrWriter)
+	stop := listen(c.Context, c.App.ErrWriter, drains)
 	defer stop.close()
 	if err := s.readyToRun(stop, c.App.ErrWriter); err != nil {
 		if stop.stopped() {

@@ -189,7 +189,14 @@ func synthModel(c *cli.Context) error {
 	if err := spec.Check(); err != nil {
 		return usageError{err}
 	}
-	stop := listen(c.Context, c.App.ErrWriter)
+	bytes, err := spec.ToWrite(out)
+	if err != nil {
+		return usageError{err}
+	}
+	if err := checkDisk([]diskNeed{{"synthetic weights of " + m.Key, absolute(out), bytes}}, "choose a directory on another disk with --out, or write less (--gguf-only, --layers)"); err != nil {
+		return err
+	}
+	stop := listen(c.Context, c.App.ErrWriter, stops)
 	defer stop.close()
 	ctx, cancel := stop.either()
 	defer cancel()
@@ -198,6 +205,7 @@ func synthModel(c *cli.Context) error {
 	made, err := synth.Write(ctx, spec, out, synthProgress(m.Key, out, show))
 	show.erase()
 	if err != nil {
+		os.Remove(out) // it is empty, and would be refused the next time
 		if stop.stopped() {
 			return exitStatus(exitInterrupted)
 		}

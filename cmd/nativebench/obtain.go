@@ -103,7 +103,7 @@ func (s *setup) obtain(ctx context.Context, show *liveLine) error {
 	if err != nil {
 		return err
 	}
-	if err := checkDisk(needs); err != nil {
+	if err := checkDisk(needs, "choose a smaller model, or set HF_HUB_CACHE (the hub's files) or XDG_CACHE_HOME (all else) to a directory on another disk"); err != nil {
 		return err
 	}
 	if s.dry && len(needs) > 0 {
@@ -258,8 +258,9 @@ func (s *setup) diskNeeds(pulls map[string]*hub.Plan) (list []diskNeed, err erro
 	return list, nil
 }
 
-// checkDisk refuses what the disks have no room for.
-func checkDisk(needs []diskNeed) error {
+// checkDisk refuses what the disks have no room for; otherwise is what can be
+// done besides making room.
+func checkDisk(needs []diskNeed, otherwise string) error {
 	type disk struct {
 		free, need int64
 		dir        string
@@ -281,8 +282,8 @@ func checkDisk(needs []diskNeed) error {
 		d.need += n.bytes
 		d.parts = append(d.parts, fmt.Sprintf("%s %s", n.what, amount(n.bytes)))
 		if d.need > d.free {
-			return refuse("the disk of %s has %s free, and %s are needed (%s): make room, choose a smaller model, or set HF_HUB_CACHE (the hub's files) or XDG_CACHE_HOME (all else) to a directory on another disk",
-				d.dir, amount(d.free), amount(d.need), strings.Join(d.parts, ", "))
+			return refuse("the disk of %s has %s free, and %s are needed (%s): make room, %s",
+				d.dir, amount(d.free), amount(d.need), strings.Join(d.parts, ", "), otherwise)
 		}
 	}
 	return nil

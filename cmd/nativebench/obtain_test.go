@@ -332,7 +332,7 @@ func TestSyntheticWeightsAreForeseen(t *testing.T) {
 		{[]diskNeed{{"a", dir, 1 << 50}}, "1048576.0 GiB are needed (a 1048576.0 GiB)"},
 		{[]diskNeed{{"a", dir, 1}, {"b", filepath.Join(dir, "not", "yet"), 1 << 50}}, "(a 1 bytes, b 1048576.0 GiB)"},
 	} {
-		if err := checkDisk(c.needs); (err != nil) != (c.says != "") || err != nil && !strings.Contains(err.Error(), c.says) {
+		if err := checkDisk(c.needs, "or else"); (err != nil) != (c.says != "") || err != nil && !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%v: %v", c.needs, err)
 		}
 	}

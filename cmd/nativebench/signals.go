@@ -16,9 +16,15 @@ type stopper struct {
 	close func()
 }
 
-// listen catches SIGINT and SIGTERM until close. A third signal has its usual
+// What the first Ctrl-C is answered with.
+const (
+	drains = "stopping: waiting for the requests in flight (Ctrl-C again to stop now)"
+	stops  = "stopping"
+)
+
+// listen catches SIGINT and SIGTERM until close, and says first at the first. A third signal has its usual
 // effect; children and servers end with this process in any case.
-func listen(parent context.Context, say io.Writer) *stopper {
+func listen(parent context.Context, say io.Writer, first string) *stopper {
 	ctx, cancel := context.WithCancel(parent)
 	s := &stopper{ctx: ctx, drain: make(chan struct{})}
 	signals := make(chan os.Signal, 2)
@@ -39,7 +45,7 @@ func listen(parent context.Context, say io.Writer) *stopper {
 				cancel()
 				return
 			default:
-				fmt.Fprintln(say, "\nstopping: waiting for the requests in flight (Ctrl-C again to stop now)")
+				fmt.Fprintln(say, "\n"+first)
 				close(s.drain)
 			}
 		}
