@@ -67,6 +67,10 @@ type backend struct {
 	tls    *tls.Config // nil: plain
 	loop   *loop       // of plain connections
 	stamps *os.File    // keepStamps
+
+	// closes is 1 if the server was found to close the connection after a sync
+	// answer, or a stream, whatever its header said. Atomic.
+	closes [2]uint32
 }
 
 var _ bench.Backend = (*backend)(nil)

@@ -23,7 +23,8 @@ import (
 type arrivals struct {
 	clock stampClock
 
-	first     int64 // arrival of the first bytes since begin, clock of bench.Now
+	first     int64 // arrival of the first bytes since begin that are an answer's, clock of bench.Now
+	answered  bool  // under TLS: first is set
 	last      int64 // arrival of the bytes read last
 	unstamped int   // reads since begin that had to be timed by the user clock
 
@@ -33,7 +34,7 @@ type arrivals struct {
 }
 
 // begin starts a new account of arrivals.
-func (a *arrivals) begin() { a.first, a.last, a.unstamped = 0, 0, 0 }
+func (a *arrivals) begin() { a.first, a.answered, a.last, a.unstamped = 0, false, 0, 0 }
 
 // recv reads once into p, which is not empty, and never waits. call is
 // syscall.Syscall or syscall.RawSyscall. Like recvmsg it returns 0 bytes at the
@@ -264,6 +265,22 @@ type handshakeError struct{ error }
 
 func (e *handshakeError) Unwrap() error { return e.error }
 
+// sealedConn is a connection under TLS. Not all that arrives on it is an answer:
+// servers send session tickets after the handshake.
+type sealedConn struct {
+	*tls.Conn
+	in *arrivals // of the socket beneath
+}
+
+// Read reads as net.Conn says and sets the arrival of the first bytes.
+func (c *sealedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 && !c.in.answered {
+		c.in.first, c.in.answered = c.in.last, true
+	}
+	return n, err
+}
+
 // open connects, with TLS if conf is not nil, and else in the loop.
 func open(ctx context.Context, addr string, conf *tls.Config, l *loop) (*wire, error) {
 	t0 := bench.Now()
@@ -278,7 +295,7 @@ func open(ctx context.Context, addr string, conf *tls.Config, l *loop) (*wire, e
 			tcp.Close()
 			return nil, &handshakeError{err}
 		}
-		w.Conn, w.in, w.peek = secured, &tcp.arrivals, tcp.peek
+		w.Conn, w.in, w.peek = &sealedConn{secured, &tcp.arrivals}, &tcp.arrivals, tcp.peek
 	} else {
 		if w.loop, err = l.adopt(tcp); err != nil {
 			return nil, err

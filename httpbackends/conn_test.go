@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -224,6 +225,51 @@ func TestStampOverTLS(t *testing.T) {
 	if w, err := open(context.Background(), srv.Listener.Addr().String(), &tls.Config{ServerName: "example.com"}, nil); err == nil {
 		w.Close()
 		t.Error("an unknown certificate was accepted")
+	}
+}
+
+// Session tickets arrive before the answer and are none of it. Go's server sends
+// them after the client's part of the handshake where it asks for a certificate,
+// and to clients that keep sessions.
+func TestFirstByteIsNoSessionTicket(t *testing.T) {
+	answering := make(chan int64, 1)
+	var tickets atomic.Int32
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		time.Sleep(20 * time.Millisecond) // the tickets are read by then
+		answering <- bench.Now()
+		_, _ = io.WriteString(w, "hello")
+	}))
+	srv.TLS = &tls.Config{
+		ClientAuth: tls.RequestClientCert,
+		WrapSession: func(tls.ConnectionState, *tls.SessionState) ([]byte, error) {
+			tickets.Add(1)
+			return []byte("ticket"), nil
+		},
+	}
+	srv.StartTLS()
+	defer srv.Close()
+	conf := srv.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
+	conf.NextProtos, conf.ServerName = []string{"http/1.1"}, "example.com"
+	conf.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+	w, err := open(context.Background(), srv.Listener.Addr().String(), conf, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	for range 2 {
+		w.in.begin()
+		if _, err := io.WriteString(w, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		if body, err := readResponse(newHTTP1(w, 4096)); err != nil || body != "hello" {
+			t.Fatalf("%q, %v", body, err)
+		}
+		if at := <-answering; w.in.first < at || w.in.first > w.in.last {
+			t.Errorf("first byte at %d, last at %d; the server began to answer at %d", w.in.first, w.in.last, at)
+		}
+	}
+	if tickets.Load() == 0 {
+		t.Error("the server sent no ticket")
 	}
 }
 

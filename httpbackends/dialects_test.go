@@ -101,6 +101,55 @@ func TestOddEvents(t *testing.T) {
 	}
 }
 
+// What is told of an answer in several ways, or of more than came, is warned of.
+func TestCountsThatDisagree(t *testing.T) {
+	const a, b, c = `{"choices":[{"text":"a"}],"usage":{"completion_tokens":1}}`, `{"choices":[{"text":"b"}]}`, `{"choices":[{"text":"","finish_reason":"length"}],"usage":{"completion_tokens":8}}`
+	stop := strings.Replace(c, "length", "stop", 1)
+	textless := `{"choices":[{"text":""}],"timings":{"predicted_n":7}}`
+	for _, tc := range []struct {
+		name   string
+		stream bool
+		events []string
+		want   []bench.Warning
+	}{
+		{"most of a counted stream never came", true, []string{a, c}, []bench.Warning{bench.WarnCount}},
+		{"nor here, where it ended by itself", true, []string{a, stop}, []bench.Warning{bench.WarnCount}},
+		{"a character of which three tokens were held back", true, []string{strings.Replace(a, "1", "5", 1), c}, []bench.Warning{bench.WarnHeldBack}},
+		{"and then the end of the sequence", true, []string{strings.Replace(a, "1", "4", 1), stop}, []bench.Warning{bench.WarnHeldBack}},
+		{"only the end of the sequence", true, []string{strings.Replace(a, "1", "7", 1), stop}, nil},
+		{"tokens without text that were told one by one", true, []string{`{"choices":[{"text":"a"}],"timings":{"predicted_n":1}}`, textless, strings.Replace(c, `8}}`, `8},"timings":{"predicted_n":8}}`, 1)}, []bench.Warning{bench.WarnHeldBack}},
+		{"more events than tokens were asked for, counted by nobody", true, append(slices.Repeat([]string{b}, 9), `{"choices":[{"text":"b","finish_reason":"length"}]}`), []bench.Warning{bench.WarnTokenCount, bench.WarnCount}},
+		{"as many events as were asked for, counted by nobody", true, append(slices.Repeat([]string{b}, 7), `{"choices":[{"text":"b","finish_reason":"length"}]}`), []bench.Warning{bench.WarnTokenCount}},
+		{"a text of no tokens", false, []string{`{"choices":[{"text":"b","finish_reason":"stop"}],"usage":{"completion_tokens":0}}`}, []bench.Warning{bench.WarnCount}},
+		{"usage and timings differ", false, []string{`{"choices":[{"text":"b","finish_reason":"stop"}],"usage":{"completion_tokens":3},"timings":{"predicted_n":4}}`}, []bench.Warning{bench.WarnCount}},
+	} {
+		tr := bench.NewTrace(16)
+		got := newTestAnswer(tr, tc.stream)
+		got.limit, got.account.inference = 8, -1 // no header of TGI
+		for _, e := range tc.events {
+			if err := (OpenAICompletions{}).event(got, []byte(e)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := got.close(); err != nil || !slices.Equal(tr.Warnings, tc.want) {
+			t.Errorf("%s: %v, warnings %v, want %v", tc.name, err, tr.Warnings, tc.want)
+		}
+	}
+}
+
+// Tokens without any text are no answer, in process neither.
+func TestTokensWithoutTextAreEmpty(t *testing.T) {
+	for _, stream := range []bool{true, false} {
+		a := newTestAnswer(bench.NewTrace(16), stream)
+		if err := (OpenAICompletions{}).event(a, []byte(`{"choices":[{"text":"","token_ids":[5,6],"finish_reason":"length"}],"usage":{"completion_tokens":2}}`)); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.close(); bench.ClassOf(err) != bench.Empty {
+			t.Errorf("stream %v: %v", stream, err)
+		}
+	}
+}
+
 // An answer of TGI may end inside a character, but not with a special token.
 func TestTGIHeldBack(t *testing.T) {
 	for token, want := range map[string]bool{`{"id":1,"text":""}`: true, `{"id":1,"text":"a"}`: false, `{"id":1,"text":"</s>","special":true}`: false} {

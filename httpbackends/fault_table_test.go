@@ -130,6 +130,8 @@ var faults = []fault{
 	{name: "bad chunk size", stream: true, answer: raw(streamHead + "zz\r\n"), class: bench.Malformed, want: "chunk size"},
 	{name: "gzip", answer: raw("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n\x1f\x8b"), class: bench.Malformed, want: "content-encoding"},
 	{name: "HTML", answer: raw("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 11\r\n\r\n<h1>hi</h1>"), class: bench.Malformed, want: "text/html"},
+	{name: "a long page of HTML", stream: true, answer: raw("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + strings.Repeat("<p>hi</p>\n", 13000)), class: bench.Malformed, want: `content-type "text/html" where a stream was asked for: "<p>hi</p>`},
+	{name: "HTML cut short", answer: raw("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 11\r\n\r\n<h1>"), class: bench.Malformed, want: `content-type "text/html" where JSON was asked for: "<h1>"`},
 	{name: "sync answer to a stream request", stream: true, answer: answerJSON(200, whole(" w", "length", 1)), class: bench.Malformed, want: "application/json"},
 	{name: "stream to a sync request", answer: streamOf(event(" w", 1), doneMark), class: bench.Malformed, want: "text/event-stream"},
 	{name: "event that is no JSON", stream: true, answer: streamOf("data: hello\n\n"), class: bench.Malformed, want: `"hello"`},

@@ -12,20 +12,21 @@ import (
 // repetition penalty there.
 func ollamaServer() Server {
 	return Server{
-		Name:        "ollama",
-		Engine:      "Ollama",
-		Dialect:     Ollama{},
-		Route:       "/api/generate",
-		Health:      "/api/version",
-		NoIgnoreEOS: true,
-		Fields:      ollamaFields,
+		Name:         "ollama",
+		Engine:       "Ollama",
+		Dialect:      Ollama{},
+		Route:        "/api/generate",
+		Health:       "/api/version",
+		NoIgnoreEOS:  true,
+		MergesTokens: true,
+		Fields:       ollamaFields,
 		Substitutions: []string{
 			"top-k off: sent as top_k 0; min_p 0 and repeat_penalty 1 are sent, because Ollama's own defaults are others",
 		},
 		Notes: []string{
 			"Ollama cannot go on past end-of-sequence, so answers may be shorter than asked",
 			"it keeps the KV cache of the last prompt of each slot and takes a common beginning from it; this cannot be switched off, and it does not tell of hits",
-			"its events carry no token count: tokens within a stream are counted as events",
+			notedMerges,
 			"the first request loads the model",
 		},
 		Identify: ollamaIdentify,

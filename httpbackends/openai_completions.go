@@ -148,6 +148,9 @@ func completionsChunk(a *answer, data []byte) error {
 	if c.finished {
 		a.finish(c.reason)
 	}
+	if a.seen = max(a.seen, a.ids); !a.finished {
+		a.seen = max(a.seen, a.told)
+	}
 	return nil
 }
 

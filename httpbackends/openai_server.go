@@ -7,14 +7,15 @@ import "github.com/nativebench/nativebench/internal/bench"
 // https://platform.openai.com/docs/api-reference
 func openAIServer() Server {
 	return Server{
-		Name:        "openai",
-		Engine:      "any OpenAI-compatible server",
-		Dialect:     OpenAICompletions{},
-		Route:       "/v1/completions",
-		ChatRoute:   "/v1/chat/completions",
-		Health:      "/v1/models",
-		NoIgnoreEOS: true,
-		NoSeed:      true,
+		Name:         "openai",
+		Engine:       "any OpenAI-compatible server",
+		Dialect:      OpenAICompletions{},
+		Route:        "/v1/completions",
+		ChatRoute:    "/v1/chat/completions",
+		Health:       "/v1/models",
+		NoIgnoreEOS:  true,
+		NoSeed:       true,
+		MergesTokens: true,
 		Fields: func(_ map[string]any, req *bench.Request, _ *Config) error {
 			if req.Sampling.IgnoreEOS {
 				return refuseIgnoreEOS("openai")
@@ -25,6 +26,7 @@ func openAIServer() Server {
 			"only OpenAI's standard fields are sent: filters that the server applies by itself (top-k, min-p, penalties) are as it likes",
 			"the seed is sent; whether the server follows it is not known",
 			"it may have a prefix cache",
+			notedMerges,
 		},
 		Process: knownProcesses(),
 		Identify: func(info *bench.Info, get func(path string, into any) error) error {

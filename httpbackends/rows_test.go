@@ -422,3 +422,13 @@ func TestVLLMCacheSpace(t *testing.T) {
 		t.Errorf("without a config: %d GiB", got)
 	}
 }
+
+// A row that merges tokens says so once, since no request is warned of it.
+func TestRowsThatMergeTokensSaySo(t *testing.T) {
+	for _, s := range Servers() {
+		said := slices.ContainsFunc(s.Notes, func(n string) bool { return strings.HasSuffix(n, notedMerges) })
+		if said != s.MergesTokens {
+			t.Errorf("%s: merges tokens %t, says so %t", s.Name, s.MergesTokens, said)
+		}
+	}
+}

@@ -48,6 +48,12 @@ type Server struct {
 	// answer; the dialect's end mark is never sent.
 	EndsAfterFinish bool
 
+	// MergesTokens: an event of its streams may hold several tokens, after UTF-8
+	// that was held back for one, and does not tell how many; so fewer events than
+	// tokens are no warning. Where events do count, that is not looked at. A note
+	// says so: notedMerges.
+	MergesTokens bool
+
 	// ClosesAfterStream: the server closes the connection after each stream,
 	// whatever its header said. The next is opened off the clock.
 	ClosesAfterStream bool
@@ -126,6 +132,9 @@ func (s Server) IsProcess(argv []string) bool {
 		return !slices.ContainsFunc(group, func(word string) bool { return !has(word) })
 	})
 }
+
+// notedMerges is the note of a server that MergesTokens.
+const notedMerges = "its events do not tell how many tokens they hold, and may hold several (a character of several tokens comes at once): fewer events than tokens are not warned of, gaps are then between events, and time per token is not measured"
 
 // WeightsForm is how a model lies on disk.
 type WeightsForm int

@@ -11,8 +11,11 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/nativebench/nativebench/internal/bench"
 )
@@ -37,6 +40,7 @@ type session struct {
 	conn   *wire // nil: none open
 	used   int64 // when conn was opened or last used
 	unused bool  // conn has carried no request yet
+	stream bool  // the last answer on conn was a stream
 	http   *http1
 	events *events
 	answer answer
@@ -133,8 +137,11 @@ func (s *session) name() string { return s.b.cfg.Server.Name }
 // connect makes sure that there is a connection fit for a request.
 func (s *session) connect(ctx context.Context) error {
 	if s.conn != nil {
-		if bench.Now()-s.used < idleLimit && s.http.buffered() == 0 && s.conn.fresh() {
-			return nil
+		if bench.Now()-s.used < idleLimit && s.http.buffered() == 0 {
+			if s.conn.fresh() {
+				return nil
+			}
+			s.learn()
 		}
 		s.drop()
 	}
@@ -159,7 +166,25 @@ func (s *session) drop() {
 	}
 }
 
-// Generate sends the prepared request and reads the answer to its end.
+// learn notes that the server has closed a connection that it said it would keep.
+func (s *session) learn() {
+	if !s.unused {
+		atomic.StoreUint32(s.closes(s.stream), 1)
+	}
+}
+
+// closes is what was learned of connections after a stream or a sync answer.
+func (s *session) closes(stream bool) *uint32 {
+	if stream {
+		return &s.b.closes[1]
+	}
+	return &s.b.closes[0]
+}
+
+// Generate sends the prepared request and reads the answer to its end. If the
+// connection, used before, dies before a byte of the answer comes, the server had
+// closed it when the request was on its way (RFC 9112, 9.3.1): then the request is
+// sent once more on a new one, with all stamps anew, and the trace is marked.
 func (s *session) Generate(ctx context.Context, tr *bench.Trace) error {
 	req := s.req
 	s.req = nil
@@ -169,10 +194,26 @@ func (s *session) Generate(ctx context.Context, tr *bench.Trace) error {
 	if err := ctx.Err(); err != nil {
 		return stopped(ctx, "%s was not asked", s.name())
 	}
+	err := s.ask(ctx, req, tr)
+	if errors.Is(err, errStale) {
+		tr.Reset()
+		if err = s.ask(ctx, req, tr); err == nil {
+			tr.Warn(bench.WarnRedialled)
+		}
+	}
+	return err
+}
+
+// errStale tells that a connection was closed before the request came.
+var errStale = errors.New("the connection was closed by the server")
+
+// ask sends the request once; errStale if it is to be sent again.
+func (s *session) ask(ctx context.Context, req *bench.Request, tr *bench.Trace) error {
 	// Prepare may be a while ago. This is before the clock starts.
 	if err := s.connect(ctx); err != nil {
 		return err
 	}
+	reused := !s.unused
 	s.answer.reset(tr, &s.b.cfg.Server, req, &s.b.cfg)
 	conn := s.conn
 	if s.unused {
@@ -194,6 +235,11 @@ func (s *session) Generate(ctx context.Context, tr *bench.Trace) error {
 	}
 	if err != nil {
 		s.drop()
+		if reused && s.stale(err, tr) {
+			s.learn()
+			stop()
+			return errStale
+		}
 		if tr.Start != 0 && tr.End == 0 {
 			tr.End = max(bench.Now(), tr.LastToken())
 		}
@@ -207,6 +253,15 @@ func (s *session) Generate(ctx context.Context, tr *bench.Trace) error {
 		s.drop() // the answer was whole just before, but the connection has a deadline
 	}
 	return nil
+}
+
+// stale tells whether the error of a connection is of one that was closed before
+// the request came: it could not be sent, or not a byte came back.
+func (s *session) stale(err error, tr *bench.Trace) bool {
+	if !errors.Is(err, errSilent) && !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) {
+		return false
+	}
+	return tr.FirstByte == 0 && (tr.Sent == 0 || s.http.bytes == 0)
 }
 
 // interrupted is the failure of a request whose context ended or that passed a
@@ -248,8 +303,8 @@ func (s *session) failure(err error) error {
 
 // finish readies the connection for the next request, or closes it.
 func (s *session) finish(stop func() bool) {
-	s.used = bench.Now()
-	reusable := s.http.keepAlive && !(s.answer.stream && s.b.cfg.Server.ClosesAfterStream)
+	s.used, s.stream = bench.Now(), s.answer.stream
+	reusable := s.http.keepAlive && !(s.stream && s.b.cfg.Server.ClosesAfterStream) && atomic.LoadUint32(s.closes(s.stream)) == 0
 	if reusable && !s.http.over {
 		// The answer is over; the response's end mark may be still under way.
 		_ = s.conn.SetReadDeadline(time.Now().Add(lingerLimit))
@@ -422,7 +477,8 @@ func (s *session) tooLong() error {
 // wrongType reports a 200 that is not what was asked for: an error in disguise
 // is told apart from a foreign body.
 func (s *session) wrongType(want string) error {
-	if err := s.readBody(maxError); err != nil {
+	// What can be read of it is welcome; the type is wrong anyway.
+	if err := s.readBody(maxError); err != nil && len(s.sync) == 0 {
 		return err
 	}
 	scan := scanner{b: s.sync}

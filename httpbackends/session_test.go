@@ -154,6 +154,23 @@ func TestGoodAnswers(t *testing.T) {
 			warnings: []bench.Warning{bench.WarnCacheHit, bench.WarnCount},
 		},
 		{
+			name: "events that do not count and hold several tokens", stream: true, edit: func(s *Server) { s.MergesTokens = true },
+			answer: streamOf("data: {\"choices\":[{\"text\":\"a\"}]}\n\n", "data: {\"choices\":[{\"text\":\"가\",\"finish_reason\":\"length\"}],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":4}}\n\n", doneMark),
+			text:   "a가", marks: []int32{1, 2}, events: 2, tokens: 4, counted: bench.CountUsage, finish: bench.FinishLength,
+		},
+		{
+			name: "fewer bytes than the usage has tokens", stream: true, edit: func(s *Server) { s.MergesTokens = true },
+			answer: streamOf("data: {\"choices\":[{\"text\":\"ab\",\"finish_reason\":\"length\"}],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":4}}\n\n", doneMark),
+			text:   "ab", marks: []int32{1}, events: 1, tokens: 4, counted: bench.CountUsage, finish: bench.FinishLength,
+			warnings: []bench.Warning{bench.WarnCount},
+		},
+		{
+			name: "more events than tokens", stream: true, edit: func(s *Server) { s.MergesTokens = true },
+			answer: streamOf("data: {\"choices\":[{\"text\":\"ab\"}]}\n\n", "data: {\"choices\":[{\"text\":\"c\"}]}\n\n", "data: {\"choices\":[{\"text\":\"d\",\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":2}}\n\n", doneMark),
+			text:   "abcd", marks: []int32{1, 2, 3}, events: 3, tokens: 2, counted: bench.CountUsage, finish: bench.FinishStop,
+			warnings: []bench.Warning{bench.WarnShort, bench.WarnCount},
+		},
+		{
 			name: "no end mark where none is sent", stream: true, edit: func(s *Server) { s.EndsAfterFinish = true },
 			answer: streamOf(event("a", 1), event("bcd", 4), strings.TrimSuffix(last("length", 4), "\n\n")),
 			text:   "abcd", marks: []int32{1, 4}, events: 2, tokens: 4, counted: bench.CountUsage, finish: bench.FinishLength,
@@ -297,6 +314,117 @@ func TestConnectionReuse(t *testing.T) {
 				t.Errorf("%d connections for 5 requests, want %d", got, tc.conns)
 			}
 		})
+	}
+}
+
+// A request that met a connection which the server was closing is sent once more,
+// marked and with stamps of its own; after that the backend does not keep
+// connections after such answers.
+func TestRedial(t *testing.T) {
+	for _, stream := range []bool{true, false} {
+		t.Run(fmt.Sprintf("stream %v", stream), func(t *testing.T) {
+			srv := newTestServer(t)
+			b := srv.open(t, func(c *Config) { c.Server.ClosesAfterStream = false })
+			s := openSession(t, b)
+			var requests, dropped atomic.Int64
+			srv.set(func(c *call) {
+				if requests.Add(1) == 2 { // on the connection of the first
+					dropped.Store(bench.Now())
+					if c.close = true; !stream {
+						_ = c.Conn.(*net.TCPConn).SetLinger(0) // a reset
+					}
+					return
+				}
+				goodAnswer(c)
+				c.close = false
+			})
+			tr := bench.NewTrace(8)
+			for i, want := range [][]bench.Warning{nil, {bench.WarnRedialled}, nil, nil} {
+				conns := srv.accepted()
+				tr.Reset()
+				err := s.Prepare(testRequest(stream))
+				if err == nil {
+					err = s.Generate(context.Background(), tr)
+				}
+				if err == nil {
+					err = benchtest.Check(tr, testRequest(stream))
+				}
+				if err != nil || !slices.Equal(tr.Warnings, want) {
+					t.Errorf("request %d: %v, warnings %v, want %v", i, err, tr.Warnings, want)
+				}
+				if i == 1 && (tr.Start < dropped.Load() || tr.Connect == 0 || srv.accepted() != conns+1) {
+					t.Errorf("started at %d, the first try ended at %d; connecting took %d ns; %d connections more", tr.Start, dropped.Load(), tr.Connect, srv.accepted()-conns)
+				}
+				if i > 1 && srv.accepted() != conns+1 {
+					t.Errorf("request %d: %d connections more, though the server closes them", i, srv.accepted()-conns)
+				}
+			}
+			if got := requests.Load(); got != 5 {
+				t.Errorf("%d requests reached the server, want 5", got)
+			}
+			other := openSession(t, b) // of the same backend: knows it, too
+			for range 2 {
+				ask(t, other, testRequest(stream))
+			}
+			if other.conn != nil {
+				t.Error("another session keeps a connection that the server will close")
+			}
+		})
+	}
+}
+
+// It is not sent a third time, nor again when a byte of the answer came.
+func TestNoRedial(t *testing.T) {
+	for name, tc := range map[string]struct {
+		answer   string
+		requests int64
+		want     string
+	}{
+		"closed again":   {"", 3, "without an answer"},
+		"a byte came":    {"H", 2, "before the answer was whole"},
+		"an answer came": {"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n", 2, "status 500"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := newTestServer(t)
+			s := openSession(t, srv.open(t, nil))
+			var requests atomic.Int64
+			srv.set(func(c *call) {
+				if requests.Add(1) == 1 {
+					goodAnswer(c)
+					return
+				}
+				raw(tc.answer)(c)
+			})
+			ask(t, s, testRequest(false)) // its connection stays open
+			tr := bench.NewTrace(8)
+			err := s.Prepare(testRequest(false))
+			if err == nil {
+				err = s.Generate(context.Background(), tr)
+			}
+			if err == nil || !strings.Contains(err.Error(), tc.want) || requests.Load() != tc.requests {
+				t.Errorf("%v after %d requests, want …%s… after %d", err, requests.Load(), tc.want, tc.requests)
+			}
+		})
+	}
+}
+
+// A server that closes after its answers is known for it from the first time,
+// though no request met it.
+func TestLearnsThatConnectionsClose(t *testing.T) {
+	srv := newTestServer(t)
+	s := openSession(t, srv.open(t, func(c *Config) { c.Server.ClosesAfterStream = false }))
+	for i := range 3 {
+		ask(t, s, testRequest(true)) // goodAnswer closes after a stream
+		if i > 0 && s.conn != nil {
+			t.Error("a connection is kept that the server closes")
+		}
+		for s.conn != nil && s.conn.fresh() {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	ask(t, s, testRequest(false))
+	if s.conn == nil {
+		t.Error("after a sync answer it does not close, and yet the connection was dropped")
 	}
 }
 

@@ -5,17 +5,19 @@ import "github.com/nativebench/nativebench/internal/bench"
 // sglangServer is the row of SGLang. https://docs.sglang.io
 func sglangServer() Server {
 	return Server{
-		Name:      "sglang",
-		Engine:    "SGLang",
-		Dialect:   OpenAICompletions{},
-		Route:     "/v1/completions",
-		ChatRoute: "/v1/chat/completions",
-		Health:    "/health",
-		NoSeed:    true,
-		Fields:    sglangFields,
+		Name:         "sglang",
+		Engine:       "SGLang",
+		Dialect:      OpenAICompletions{},
+		Route:        "/v1/completions",
+		ChatRoute:    "/v1/chat/completions",
+		Health:       "/health",
+		NoSeed:       true,
+		MergesTokens: true,
+		Fields:       sglangFields,
 		Notes: []string{
 			"its prefix cache is on unless it was started with --disable-radix-cache; hits are told only with --enable-cache-report",
 			"it follows the seed only if it was started with --enable-deterministic-inference",
+			"unless it counts tokens in each event, as it is asked to: " + notedMerges,
 			"its metrics are there only if it was started with --enable-metrics",
 		},
 		Identify: sglangIdentify,

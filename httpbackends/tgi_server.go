@@ -11,16 +11,17 @@ import (
 // https://huggingface.co/docs/text-generation-inference
 func tgiServer() Server {
 	return Server{
-		Name:        "tgi",
-		Engine:      "TGI",
-		Dialect:     TGI{},
-		Route:       "/generate",
-		StreamRoute: "/generate_stream",
-		ChatRoute:   "/v1/chat/completions",
-		Health:      "/health",
-		Tokens:      true,
-		NoIgnoreEOS: true,
-		Fields:      tgiFields,
+		Name:         "tgi",
+		Engine:       "TGI",
+		Dialect:      TGI{},
+		Route:        "/generate",
+		StreamRoute:  "/generate_stream",
+		ChatRoute:    "/v1/chat/completions",
+		Health:       "/health",
+		Tokens:       true,
+		NoIgnoreEOS:  true,
+		MergesTokens: true, // its own events are one token each, and counted
+		Fields:       tgiFields,
 		Substitutions: []string{
 			"top_p 1: left out, which TGI takes as 1; it refuses the number itself",
 			"temperature 0: sent as do_sample false without a temperature, because TGI refuses the number; on its chat route as 0, which it takes as greedy",
@@ -30,6 +31,7 @@ func tgiServer() Server {
 			"TGI 3 works in steps of 1024 tokens: asked for more than 1024 that are no multiple of it, it makes more than asked, which is a failure here",
 			"its prefix cache is on unless it was started with PREFIX_CACHING=0, and it does not tell of hits",
 			"it computes in float16 unless it was started with another --dtype, whatever the type of the weights",
+			"on its chat route: " + notedMerges,
 			"on a stream it answers an error with status 200: the class of a failure is that of the error inside",
 		},
 		Identify: tgiIdentify,

@@ -17,7 +17,7 @@ const (
 	exitOK          = 0
 	exitError       = 1   // something went wrong
 	exitUsage       = 2   // refused before anything was started
-	exitCellsFailed = 3   // the run is complete, but a cell of it failed, or over failedShare of its requests
+	exitCellsFailed = 3   // the run is complete, but a cell of it failed, or over failedShare of its requests failed or are left out
 	exitInterrupted = 130 // stopped by Ctrl-C; what was measured is kept
 )
 
@@ -85,7 +85,7 @@ func newApp(known registry) *cli.App {
 			"      nativebench doctor\n" +
 			"      nativebench explain ttft\n\n" +
 			"Exit status: 0 done; 1 an error; 2 refused before anything started;\n" +
-			"3 done, but a cell failed, or over a tenth of its requests did; 130 stopped by Ctrl-C (what was measured is kept).",
+			"3 done, but a cell failed, or over a tenth of its requests failed or are left out of the numbers; 130 stopped by Ctrl-C (what was measured is kept).",
 		HideVersion:          true, // versionLine opens the engine: only on demand, see Before
 		HideHelpCommand:      true,
 		EnableBashCompletion: true,

@@ -329,7 +329,7 @@ func TestALateStopIsNoInterruption(t *testing.T) {
 			t.Fatal(err)
 		}
 		ev.State = tt.state
-		if err := x.finish(ev, 0); err != nil || x.left != tt.left || x.failed != 0 {
+		if err := x.finish(ev, 0, 0); err != nil || x.left != tt.left || x.failed != 0 {
 			t.Fatalf("%s: %v, %d left, %d failed", tt.state, err, x.left, x.failed)
 		}
 	}

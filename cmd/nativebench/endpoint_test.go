@@ -296,8 +296,39 @@ func TestEndpointOfAnotherName(t *testing.T) {
 	if strings.Contains(plain, "native got the prompts") {
 		t.Errorf("native was not asked: %s", stdout)
 	}
-	if len(readRun(t, out).Manifest.PromptTokens["gpt2"]) == 0 || !strings.Contains(plain, "prompt tokens differ from our tokenizer's in 4 of 4 requests, by -") {
+	if len(readRun(t, out).Manifest.PromptTokens["gpt2"]) == 0 || !strings.Contains(plain, "prompt tokens differ from those of our tokenizer in 4 of 4 requests, by -") {
 		t.Errorf("the server says that it read 7 tokens of each prompt: %s", stdout)
+	}
+}
+
+// A server that cuts its answers is answered by none of the numbers: that is said
+// as the cell ends, and by the exit status, though nothing failed.
+func TestLeftOutAnswersAreToldByTheStatus(t *testing.T) {
+	mux := http.NewServeMux()
+	mux.Handle("/", openAIHandler("", func(map[string]any) {}))
+	mux.HandleFunc("POST /v1/completions", func(w http.ResponseWriter, r *http.Request) {
+		var body struct {
+			Tokens int `json:"max_tokens"`
+		}
+		if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprintf(w, `{"choices":[{"text":"a","finish_reason":"length"}],"usage":{"prompt_tokens":7,"completion_tokens":%d}}`, body.Tokens-1)
+	})
+	srv := httptest.NewServer(mux)
+	defer srv.Close()
+	out := filepath.Join(t.TempDir(), "run")
+	code, stdout, stderr := invoke(t, small("fake", out, "--endpoint", "openai="+srv.URL, "--mode", "sync", "--format", "terminal")...)
+	if code != exitCellsFailed || !strings.Contains(stderr, "4 requests, 4 LEFT OUT for warnings") || strings.Contains(stderr, "FAILED") {
+		t.Errorf("status %d: %s", code, stderr)
+	}
+	plain := strings.Join(strings.Fields(stdout), " ")
+	for _, want := range []string{"0 ok, 4 cut_short", "(cut_short): left out of latencies, speeds, rates and comparisons", "none of the 4 answers counts, see the warnings"} {
+		if !strings.Contains(plain, want) {
+			t.Errorf("no %q in %s", want, stdout)
+		}
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nativebench/nativebench/internal/bench"
+	"github.com/nativebench/nativebench/internal/measure"
 	"github.com/nativebench/nativebench/internal/plan"
 	"github.com/nativebench/nativebench/internal/results"
 	"github.com/nativebench/nativebench/internal/runner"
@@ -29,7 +30,7 @@ type execution struct {
 	vetting  *vetting // nil: not to be done
 	command  []string // argv of the process of a cell
 	env      []string // its environment; nil: this process's
-	failed   int      // cells that failed, or whose requests did
+	failed   int      // cells that failed, or whose requests did or are left out
 	left     int      // cells that have not come to their end
 	restless bool     // a GPU was not idle and cool before the last cell, for all the waiting
 }
@@ -124,7 +125,7 @@ func (x *execution) cell(c plan.Cell) error {
 		if stopped {
 			ev.State, ev.Class, ev.Reason = results.CellInterrupted, string(bench.Cancelled), "stopped by the user before the backend was ready"
 		}
-		return x.finish(ev, 0)
+		return x.finish(ev, 0, 0)
 	}
 	if died != "" {
 		ev.Warnings = append(ev.Warnings, "before this cell, "+died+"; it was started again")
@@ -157,7 +158,7 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 
 	var watch *runner.Watcher
 	var keepErr error // of the manifest
-	failed := 0
+	failed, leftOut := 0, 0
 	client := runner.Client{PrefixCache: x.plan.PrefixCache}
 	warmups, measured := c.Warmup*c.Concurrency, runner.Measured(c) // still to come
 	drain, release := x.drainFor(seat)
@@ -194,6 +195,8 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 			}
 			if r.Class != bench.OK && !r.Warmup {
 				failed++
+			} else if measure.Spoilt(&r.Trace) != "" && !r.Warmup {
+				leftOut++
 			}
 			client.Note(r)
 			x.show.request(r.Warmup)
@@ -225,7 +228,7 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 	if err := firstError(err, keepErr); err != nil {
 		return err
 	}
-	return x.finish(ev, failed)
+	return x.finish(ev, failed, leftOut)
 }
 
 // noteCache adds to a server's account of itself what it does not tell: for how
@@ -300,19 +303,20 @@ func (x *execution) serverDied(ev *results.CellEvent, seat *keptSeat, gone strin
 	}
 }
 
-// failedShare is which share of a cell's requests may fail before the run's
-// exit status tells of it: a cell with more has measured something else.
+// failedShare is which share of a cell's requests may fail, or be left out of the
+// numbers for a warning, before the run's exit status tells of it: a cell with
+// more has measured something else.
 const failedShare = 0.10
 
-func (x *execution) finish(ev results.CellEvent, failedRequests int) error {
+func (x *execution) finish(ev results.CellEvent, failedRequests, leftOut int) error {
 	ev.T = bench.Now()
-	if ev.State == results.CellFailed || float64(failedRequests) > failedShare*float64(x.show.requests()) {
+	if ev.State == results.CellFailed || float64(failedRequests+leftOut) > failedShare*float64(x.show.requests()) {
 		x.failed++
 	}
 	if ev.State != results.CellInterrupted {
 		x.left--
 	}
-	x.show.end(ev, failedRequests)
+	x.show.end(ev, failedRequests, leftOut)
 	return x.w.Event(ev)
 }
 

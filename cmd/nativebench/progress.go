@@ -135,8 +135,9 @@ func (p *progress) requests() int {
 	return p.answered
 }
 
-// end says how the cell that runs ended; failed counts its failed requests.
-func (p *progress) end(ev results.CellEvent, failed int) {
+// end says how the cell that runs ended; failed counts its failed requests,
+// leftOut those that a warning keeps out of the numbers.
+func (p *progress) end(ev results.CellEvent, failed, leftOut int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	c := p.cells[p.at]
@@ -148,6 +149,9 @@ func (p *progress) end(ev results.CellEvent, failed int) {
 		how = fmt.Sprintf("%d requests", p.answered)
 		if failed > 0 {
 			how += fmt.Sprintf(", %d FAILED", failed)
+		}
+		if leftOut > 0 {
+			how += fmt.Sprintf(", %d LEFT OUT for warnings", leftOut)
 		}
 	default:
 		how = strings.ToUpper(string(ev.State)) + " " + ev.Reason

@@ -65,9 +65,10 @@ type Warning string
 const (
 	WarnShort      Warning = "short_output"   // fewer tokens than asked, with EOS ignored
 	WarnCut        Warning = "cut_short"      // ended for length, with fewer tokens than asked
-	WarnCount      Warning = "count_mismatch" // usage and events or ids disagree
+	WarnCount      Warning = "count_mismatch" // usage and events, ids or text disagree, or more events than tokens asked for
 	WarnCacheHit   Warning = "prefix_cache"   // prompt tokens came from a cache that should be off
 	WarnNoFinish   Warning = "no_finish"      // no finish_reason was sent
 	WarnHeldBack   Warning = "held_back"      // the answer ended inside a UTF-8 sequence
 	WarnTokenCount Warning = "no_usage"       // the server did not say how many tokens it made
+	WarnRedialled  Warning = "redialled"      // sent again on a new connection: the server had closed the one in use
 )

@@ -47,6 +47,9 @@ type Column struct {
 	// ByLength: it grows or falls with the length of the answers, so backends
 	// that answered at different lengths are not judged by it.
 	ByLength bool
+	// Prefill: it holds the reading of the prompt, so that it is not judged where
+	// a prefix cache that should be off saved some of that.
+	Prefill bool
 
 	// Absent says why the metric is not measured for a group; "" if it is. nil:
 	// always measured.
@@ -62,7 +65,7 @@ const (
 
 	countTrust = "in order of trust: the engine's own; the server's usage; TGI's details; token ids; TGI events; a local tokenizer, marked approximate. Never chunks"
 
-	perRequest = "one value per successful request, warm-up apart, pooled over the repeats"
+	perRequest = "one value per successful request that counts, warm-up apart, pooled over the repeats"
 	perCell    = "one value per repeat"
 )
 
@@ -78,9 +81,17 @@ func needsPhases(g *Group) string {
 }
 
 func needsServer(g *Group) string {
-	return anyRequest(g, "this backend gives no account of its own", func(tr *bench.Trace) bool {
-		return tr.Server.Prefill > 0 || tr.Server.Decode > 0
-	})
+	return anyRequest(g, "this backend gives no account of its own", func(tr *bench.Trace) bool { return accounted(tr.Server) > 0 })
+}
+
+// needsPart makes a column's Absent of one part of a server's account.
+func needsPart(of func(bench.Server) int64) func(*Group) string {
+	return func(g *Group) string {
+		if why := needsServer(g); why != "" {
+			return why
+		}
+		return anyRequest(g, "the server's account does not tell it", func(tr *bench.Trace) bool { return of(tr.Server) > 0 })
+	}
 }
 
 func needsRange(g *Group) string {
@@ -99,6 +110,18 @@ func streamTokens(g *Group) string {
 		return why
 	}
 	return needsTokens(g)
+}
+
+const noFirst = "so how many came after the first is not known, and time per token and decode speed leave them out"
+
+func needsFirst(g *Group) string {
+	if why := streamTokens(g); why != "" {
+		return why
+	}
+	return anyRequest(g, "events hold several tokens and do not tell how many: how many came after the first is not known", func(tr *bench.Trace) bool {
+		_, known := afterFirst(tr)
+		return known || len(tr.Marks) < 2
+	})
 }
 
 // anyRequest returns why when there are successful requests and none of them
@@ -167,13 +190,13 @@ func Columns() []Column {
 func latencyColumns() []Column {
 	return []Column{
 		{
-			Key: "e2e", Name: "total latency", Unit: "s", Better: Lower, ByLength: true,
+			Key: "e2e", Name: "total latency", Unit: "s", Better: Lower, Prefill: true, ByLength: true,
 			Definition: "last byte of the answer − t0",
 			Clock:      clockSpan, Window: perRequest,
 			Request: since(func(tr *bench.Trace) int64 { return tr.End }),
 		},
 		{
-			Key: "last_token", Name: "to last token", Unit: "s", Better: Lower, ByLength: true,
+			Key: "last_token", Name: "to last token", Unit: "s", Better: Lower, Prefill: true, ByLength: true,
 			Definition: "tL − t0: as total latency, without what follows the last token (end marks, usage)",
 			Clock:      clockStamps, Window: perRequest, Absent: streamOnly,
 			Request: func(tr *bench.Trace) (float64, bool) {
@@ -184,7 +207,7 @@ func latencyColumns() []Column {
 			},
 		},
 		{
-			Key: "ttft", Name: "first token (P2FT)", Unit: "s", Better: Lower,
+			Key: "ttft", Name: "first token (P2FT)", Unit: "s", Better: Lower, Prefill: true,
 			Definition: "t1 − t0: until the first event with content (over HTTP), or the first token (in process). The experiment's prompt-to-first-token. An empty or role-only event is not a token; first_line holds the experiment's literal wording",
 			Clock:      clockStamps, Window: perRequest, Absent: streamOnly,
 			Request: since((*bench.Trace).FirstToken),
@@ -198,7 +221,7 @@ func latencyColumns() []Column {
 			},
 		},
 		{
-			Key: "first_line", Name: "first SSE line", Unit: "s", Better: Lower,
+			Key: "first_line", Name: "first SSE line", Unit: "s", Better: Lower, Prefill: true,
 			Definition: "first SSE line − t0, whether it has content or not",
 			Clock:      clockStamps, Window: perRequest,
 			Absent: func(g *Group) string {
@@ -210,7 +233,7 @@ func latencyColumns() []Column {
 			Request: since(func(tr *bench.Trace) int64 { return tr.FirstLine }),
 		},
 		{
-			Key: "first_byte", Name: "first byte", Unit: "s", Better: Lower,
+			Key: "first_byte", Name: "first byte", Unit: "s", Better: Lower, Prefill: true,
 			Definition: "first byte of the response, headers included − t0",
 			Clock:      clockStamps, Window: perRequest,
 			Absent: func(g *Group) string {
@@ -220,8 +243,8 @@ func latencyColumns() []Column {
 		},
 		{
 			Key: "tpot", Name: "per token after it", Unit: "s", Better: Lower,
-			Definition: "TPOT = (tL − t1)/(n − 1), for n ≥ 2",
-			Clock:      clockStamps, TokenCount: countTrust, Window: perRequest, Absent: streamTokens,
+			Definition: "TPOT = (tL − t1)/(tokens that arrived after t1): n − 1, or less by what else the first event brought. Not measured where events hold several tokens and do not tell how many",
+			Clock:      clockStamps, TokenCount: countTrust, Window: perRequest, Absent: needsFirst,
 			Request: tpot,
 			Elsewhere: []Tool{
 				{"vLLM bench serve, vllm-bench, sglang bench_serving", "(tL − t0 − TTFT)/(n − 1)"},
@@ -235,8 +258,8 @@ func latencyColumns() []Column {
 			Key: "itl", Name: "between tokens", Unit: "s", Better: Lower,
 			Definition: "ITL: gaps between successive token arrivals. Only where an event is a token (0.95 to 1.05 tokens per event), else see chunk_gap",
 			Clock:      clockStamps, TokenCount: "arrivals, checked against the output tokens: " + countTrust,
-			Window: "all gaps of all successful requests, pooled; compared by each request's own median gap, since gaps of one request depend on each other",
-			Absent: itlAbsent, Gaps: gaps,
+			Window: "all gaps of all requests that count, pooled; compared by each request's own median gap, since gaps of one request depend on each other",
+			Absent: itlAbsent, Gaps: tokenGaps,
 			Elsewhere: []Tool{
 				{"vLLM bench serve, vllm-bench, sglang bench_serving", "gaps between chunks with a choice, pooled"},
 				{"guidellm", "(tL − t1)/(n − 1) per request, which here is tpot"},
@@ -248,7 +271,7 @@ func latencyColumns() []Column {
 		{
 			Key: "chunk_gap", Name: "between chunks", Unit: "s", Better: Lower,
 			Definition: "gaps between successive events with content, however many tokens they hold",
-			Clock:      clockStamps, Window: "all gaps of all successful requests, pooled",
+			Clock:      clockStamps, Window: "all gaps of all requests that count, pooled",
 			Absent: streamOnly, Gaps: gaps,
 		},
 	}
@@ -257,29 +280,35 @@ func latencyColumns() []Column {
 func speedColumns() []Column {
 	return []Column{
 		{
-			Key: "speed", Name: "generation speed", Unit: "tok/s", Better: Higher,
-			Definition: "n/(last byte of the answer − t0): the experiment's token generation speed, prefill included. Not measured in sync mode, as the experiment has it; output_rate is the same quotient there",
-			Clock:      clockSpan, TokenCount: countTrust, Window: perRequest, Absent: streamTokens,
+			Key: "speed", Name: "generation speed", Unit: "tok/s", Better: Higher, Prefill: true,
+			Definition: "n/(last byte of the answer − t0): the experiment's token generation speed, prefill included. The experiment has none in sync mode; output_rate is the same quotient there",
+			Clock:      clockSpan, TokenCount: countTrust, Window: perRequest,
+			Absent: func(g *Group) string {
+				if g.Mode != Stream {
+					return "not in sync mode, as the experiment has it; output_rate (CSV, JSON) is the same quotient there"
+				}
+				return needsTokens(g)
+			},
 			Request: outputRate,
 		},
 		{
 			Key: "decode_speed", Name: "decode speed", Unit: "tok/s", Better: Higher,
-			Definition: "(n − 1)/(tL − t1): without prefill",
-			Clock:      clockStamps, TokenCount: countTrust, Window: perRequest, Absent: streamTokens,
+			Definition: "(tokens that arrived after t1)/(tL − t1), the inverse of tpot: without prefill",
+			Clock:      clockStamps, TokenCount: countTrust, Window: perRequest, Absent: needsFirst,
 			Request: decodeSpeed,
 			Elsewhere: []Tool{
 				{"llama-bench", "n tokens / time of a decode test (tg): exact, without tokenizer and sampler"},
 			},
 		},
 		{
-			Key: "output_rate", Name: "output rate", Unit: "tok/s", Better: Higher,
+			Key: "output_rate", Name: "output rate", Unit: "tok/s", Better: Higher, Prefill: true,
 			Definition: "n/(last byte of the answer − t0), in either mode. When streaming it equals speed",
 			Clock:      clockSpan, TokenCount: countTrust, Window: perRequest, Absent: needsTokens,
 			Request: outputRate,
 		},
 		{
-			Key: "req_per_s", Name: "requests", Unit: "req/s", Better: Higher, ByLength: true,
-			Definition: "successful requests / (last end − first start)",
+			Key: "req_per_s", Name: "requests", Unit: "req/s", Better: Higher, Prefill: true, ByLength: true,
+			Definition: "requests that count / (last end − first start): what failed, was sent again or is left out for a warning took its time of the window and is not counted",
 			Clock:      clockCell, Window: "the whole cell with ramp and drain; " + perCell,
 			Cell: wholeRequests,
 			Elsewhere: []Tool{
@@ -290,20 +319,20 @@ func speedColumns() []Column {
 			},
 		},
 		{
-			Key: "tok_per_s", Name: "output tokens", Unit: "tok/s", Better: Higher,
-			Definition: "output tokens of successful requests / (last end − first start)",
+			Key: "tok_per_s", Name: "output tokens", Unit: "tok/s", Better: Higher, Prefill: true,
+			Definition: "output tokens of the requests that count / (last end − first start)",
 			Clock:      clockCell, TokenCount: countTrust, Window: "the whole cell with ramp and drain; " + perCell,
 			Absent: needsTokens, Cell: wholeTokens,
 		},
 		{
-			Key: "steady_req_per_s", Name: "requests, steady", Unit: "req/s", Better: Higher, ByLength: true,
-			Definition: "successful requests / steady part, each counted with the share of its own time that lies inside",
+			Key: "steady_req_per_s", Name: "requests, steady", Unit: "req/s", Better: Higher, Prefill: true, ByLength: true,
+			Definition: "requests that count / steady part, each counted with the share of its own time that lies inside",
 			Clock:      clockCell, Window: "the steady part: from the moment the last worker started its first request until the first worker ended its last one; " + perCell,
 			Absent: parallelOnly, Cell: steadyRequests,
 		},
 		{
-			Key: "steady_tok_per_s", Name: "output tokens, steady", Unit: "tok/s", Better: Higher,
-			Definition: "output tokens that arrived in the steady part / steady part; of an answer that came whole, the share of its tokens as in steady_req_per_s",
+			Key: "steady_tok_per_s", Name: "output tokens, steady", Unit: "tok/s", Better: Higher, Prefill: true,
+			Definition: "output tokens of the requests that count that arrived in the steady part / steady part; of an answer that came whole, the share of its tokens as in steady_req_per_s",
 			Clock:      clockCell, TokenCount: countTrust, Window: "the steady part: see steady_req_per_s; " + perCell,
 			Absent: func(g *Group) string {
 				if why := parallelOnly(g); why != "" {
@@ -356,11 +385,11 @@ func countColumns() []Column {
 		{
 			Key: "outside_range", Name: "outside task range", Unit: "requests",
 			Definition: "answers whose n is not in the task's range. The sampling table's cap may lie outside of it, so this is a fact about the experiment, not a fault",
-			TokenCount: countTrust, Window: "successful requests of all repeats", Absent: needsRange, Count: outside,
+			TokenCount: countTrust, Window: "requests of all repeats that count", Absent: needsRange, Count: outside,
 		},
 		{
 			Key: "failed", Name: "failed", Unit: "requests",
-			Definition: "requests without a usable answer. HTTP 200 is not success: an empty, broken or unfinished stream is a failure. Counted by class, never averaged into anything. Requests cut off when the run was stopped are no failures and are not counted at all. One that succeeded only after a retry is no failure either, but is left out of every other number",
+			Definition: "requests without a usable answer. HTTP 200 is not success: an empty, broken or unfinished stream is a failure. Counted by class, never averaged into anything. Requests cut off when the run was stopped are no failures and are not counted at all. One that succeeded only after a retry, or whose warning spoils it, is no failure either, but is left out of every other number",
 			Window:     "measured requests of all repeats", CountsFailed: true,
 			Count: func(_ *Group, r *Request) bool { return r.Class != bench.OK },
 		},
@@ -443,16 +472,16 @@ func gpuColumns() []Column {
 			Clock:      clockNVML + ", every 8 ms; a peak between two samples is missed",
 		}, func(_ *Group, c *Cell) float64 { return float64(c.GPU.PeakBytes) }),
 		gpuColumn(Column{
-			Key: "energy_per_request", Name: "energy per request", Unit: "J", Better: Lower, ByLength: true,
-			Definition: "energy of the GPUs in the window / successful requests: " + wholeGPU,
+			Key: "energy_per_request", Name: "energy per request", Unit: "J", Better: Lower, Prefill: true, ByLength: true,
+			Definition: "energy of the GPUs in the window / successful requests without a warning that spoils them; what the others took is in it: " + wholeGPU,
 			Clock:      clockNVML + ": its energy counter, or, where there is none, its power integrated",
 		}, func(g *Group, c *Cell) float64 {
 			n, _ := answered(c)
 			return perUnit(c.GPU.EnergyJ, n)
 		}),
 		gpuColumn(Column{
-			Key: "energy_per_token", Name: "energy per token", Unit: "J", Better: Lower,
-			Definition: "energy of the GPUs in the window / output tokens of successful requests: " + wholeGPU,
+			Key: "energy_per_token", Name: "energy per token", Unit: "J", Better: Lower, Prefill: true,
+			Definition: "energy of the GPUs in the window / output tokens of successful requests without a warning that spoils them; what the others took is in it: " + wholeGPU,
 			Clock:      clockNVML + ": its energy counter, or, where there is none, its power integrated", TokenCount: countTrust,
 		}, func(_ *Group, c *Cell) float64 {
 			_, tokens := answered(c)
@@ -483,11 +512,11 @@ func gpuColumns() []Column {
 	}
 }
 
-// answered are the successful requests of a cell and their output tokens; -1
-// tokens: nobody counted those of one of them.
+// answered are the requests of a cell that were answered soundly, if only after
+// a retry, and their output tokens; -1 tokens: nobody counted those of one.
 func answered(c *Cell) (requests, tokens int) {
 	for _, r := range c.Requests {
-		if r.Class != bench.OK {
+		if r.Class != bench.OK || Spoilt(r.Trace) != "" {
 			continue
 		}
 		requests++
@@ -518,6 +547,13 @@ func phaseColumns() []Column {
 			Absent: needsPhases, Request: phase(of),
 		}
 	}
+	told := func(key, definition string, of func(bench.Server) int64) Column {
+		return Column{
+			Key: "server_" + key, Name: "server: " + key, Unit: "s",
+			Definition: definition, Clock: clockServer, Window: perRequest,
+			Absent: needsPart(of), Request: serverPhase(of),
+		}
+	}
 	return []Column{
 		part("tokenize", "tokenize", "text to token ids", func(p bench.Phases) int64 { return p.Tokenize }),
 		part("queue", "queue", "waiting for a slot or for room in a batch", func(p bench.Phases) int64 { return p.Queue }),
@@ -530,21 +566,14 @@ func phaseColumns() []Column {
 			Definition: "total latency − all phases: the engine's loop working for other slots, and hand-over between threads",
 			Clock:      clockEngine, Window: perRequest, Absent: needsPhases, Request: remainder,
 		},
-		{
-			Key: "server_prefill", Name: "server: prefill", Unit: "s",
-			Definition: "prompt processing by the server's own account (llama-server: timings.prompt_ms)",
-			Clock:      clockServer, Window: perRequest, Absent: needsServer,
-			Request: serverPhase(func(s bench.Server) int64 { return s.Prefill }),
-		},
-		{
-			Key: "server_decode", Name: "server: decode", Unit: "s",
-			Definition: "generation by the server's own account, its sampling included (llama-server: timings.predicted_ms)",
-			Clock:      clockServer, Window: perRequest, Absent: needsServer,
-			Request: serverPhase(func(s bench.Server) int64 { return s.Decode }),
-		},
+		told("tokenize", "text to token ids by the server's own account (our Transformers server: timings.tokenize_ms)", func(s bench.Server) int64 { return s.Tokenize }),
+		told("queue", "waiting for its turn by the server's own account (our Transformers server: timings.queue_ms; TGI: x-queue-time, whole milliseconds, of sync answers)", func(s bench.Server) int64 { return s.Queue }),
+		told("prefill", "prompt processing by the server's own account (llama-server: timings.prompt_ms; Ollama: prompt_eval_duration; our Transformers server: timings.prefill_ms)", func(s bench.Server) int64 { return s.Prefill }),
+		told("decode", "generation by the server's own account, its sampling included (llama-server: timings.predicted_ms; Ollama: eval_duration; our Transformers server: timings.decode_ms)", func(s bench.Server) int64 { return s.Decode }),
+		told("inference", "prefill and decode by the server's own account, where it does not tell them apart (TGI: x-inference-time, whole milliseconds, of sync answers)", func(s bench.Server) int64 { return s.Inference }),
 		{
 			Key: "server_rest", Name: "server: rest", Unit: "s",
-			Definition: "total latency − the server's own prefill and decode: HTTP, JSON, tokenizing, queueing, transport. What serving adds by the server's own books",
+			Definition: "total latency − all that the server's own account tells: HTTP, JSON, transport, and what it does not tell of tokenizing and queueing. What serving adds by the server's own books",
 			Clock:      "CLOCK_MONOTONIC less the server's own clock", Window: perRequest, Absent: needsServer, Request: serverRest,
 		},
 	}

@@ -2,6 +2,7 @@ package measure
 
 import (
 	"math"
+	"slices"
 	"strings"
 	"testing"
 
@@ -76,17 +77,95 @@ func TestWhenThereIsNoVerdict(t *testing.T) {
 	}{
 		{"two repeats that agree", repeated(12, 2, 1.5, nil), stats.Differs, ""},
 		{"one repeat", repeated(12, 1, 1.5, nil), stats.TooFew, "one repeat"},
+		{"one repeat, and busy", repeated(12, 1, 1.5, func(c *Cell, _ *Request) { c.Busy = true }), stats.TooFew, "cannot be seen; and the machine was busy"},
 		{"busy", repeated(12, 2, 1.5, func(c *Cell, _ *Request) { c.Busy = c.Repeat == 1 }), stats.Withheld, "busy"},
 		{"repeats disagree", repeated(12, 2, 1.5, func(c *Cell, r *Request) {
 			if c.Repeat == 1 {
 				r.End += (r.End - r.Start) / 5
 			}
 		}), stats.Withheld, "disagree"},
+		{"cache hits", repeated(12, 2, 1.5, func(_ *Cell, r *Request) {
+			if r.Index == 3 {
+				r.Warn(bench.WarnCacheHit)
+			}
+		}), stats.Withheld, "prefix cache"},
 		{"few requests", repeated(5, 2, 1.5, nil), stats.TooFew, "has 5"},
 	} {
 		if got := compared("e2e", c.g, ref); got.Verdict != c.want || !strings.Contains(got.Why, c.why) || (c.why == "") != (got.Why == "") {
 			t.Errorf("%s: %+v", c.name, got)
 		}
+	}
+}
+
+// An answer that is left out took its part of the window, which rates are of; what
+// is of single requests can be compared without it. A prefix cache changes nothing
+// after prefill.
+func TestWarnedAnswersAndVerdicts(t *testing.T) {
+	warned := func(w bench.Warning) Group {
+		return repeated(12, 6, 1.5, func(_ *Cell, r *Request) {
+			if r.Index == 3 {
+				r.Warn(w)
+			}
+		})
+	}
+	ref := repeated(12, 6, 1, nil)
+	if c := compared("req_per_s", warned(bench.WarnCut), ref); c.Verdict != stats.Withheld || !strings.Contains(c.Why, "left out") {
+		t.Errorf("%+v", c)
+	}
+	if c := compared("e2e", warned(bench.WarnCut), ref); c.Verdict != stats.Differs || c.Used != 66 || c.Of != 72 {
+		t.Errorf("%+v", c)
+	}
+	for name, failed := range map[string]func(*Cell, *Request){
+		"failed":  func(_ *Cell, r *Request) { r.Class = bench.Timeout },
+		"retried": func(_ *Cell, r *Request) { r.Retries = 1 },
+	} {
+		g := repeated(12, 6, 1.5, func(c *Cell, r *Request) {
+			if r.Index == 3 {
+				failed(c, r)
+			}
+		})
+		for _, key := range []string{"req_per_s", "tok_per_s"} {
+			if c := compared(key, ref, g); c.Verdict != stats.Withheld || !strings.Contains(c.Why, "failed or are left out took part of the window") {
+				t.Errorf("%s: %s: %+v", name, key, c)
+			}
+		}
+		if c := compared("e2e", g, ref); c.Verdict != stats.Differs {
+			t.Errorf("%s: %+v", name, c)
+		}
+		if notes := Summarize(g).Notes; !slices.ContainsFunc(notes, func(n string) bool {
+			return strings.Contains(n, "of which 6 requests that do not count took a part")
+		}) {
+			t.Errorf("%s: notes %q", name, notes)
+		}
+	}
+	told := repeated(12, 6, 1.5, func(c *Cell, _ *Request) { c.CacheHits = c.Repeat == 2 }) // by the server's metrics
+	for _, key := range []string{"e2e", "req_per_s"} {
+		if c := compared(key, told, ref); c.Verdict != stats.Withheld || !strings.Contains(c.Why, "prefix cache") {
+			t.Errorf("%s: %+v", key, c)
+		}
+	}
+	if c := compared("req_per_s", warned(bench.WarnHeldBack), ref); c.Verdict != stats.Differs {
+		t.Errorf("%+v", c)
+	}
+	streams := func(scale int64, w bench.Warning) Group {
+		g := Group{Mode: Stream, Concurrency: 1}
+		for r := range int64(2) {
+			c := Cell{Repeat: int(r)}
+			for i := range int64(12) {
+				tr := answer(10000*i, scale*(60+i), scale*(10+i), scale*(30+i), scale*(50+i)+r)
+				tr.Warn(w)
+				c.Requests = append(c.Requests, Request{Trace: tr, Index: int(i)})
+			}
+			g.Cells = append(g.Cells, c)
+		}
+		return g
+	}
+	g, ref := streams(2, bench.WarnCacheHit), streams(1, bench.WarnHeldBack)
+	if c := compared("ttft", g, ref); c.Verdict != stats.Withheld || !strings.Contains(c.Why, "prefix cache") {
+		t.Errorf("%+v", c)
+	}
+	if c := compared("tpot", g, ref); c.Verdict != stats.Differs {
+		t.Errorf("%+v", c)
 	}
 }
 

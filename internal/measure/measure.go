@@ -33,10 +33,36 @@ type Request struct {
 	Retries int
 }
 
-// counts tells whether the request is in the numbers: it succeeded, at once. One
-// that was sent again had waited for the server before its clock started, and
-// met another load than was asked for.
-func (r *Request) counts() bool { return r.Class == bench.OK && r.Retries == 0 }
+// counts tells whether the request is in the numbers: it succeeded, at once, and
+// its answer is what was asked for. One that was sent again had waited for the
+// server before its clock started, and met another load than was asked for.
+func (r *Request) counts() bool {
+	return r.Class == bench.OK && r.Retries == 0 && Spoilt(r.Trace) == ""
+}
+
+// Spoilt is the first warning that keeps a successful request out of the numbers;
+// "" if there is none.
+func Spoilt(tr *bench.Trace) bench.Warning {
+	for _, w := range tr.Warnings {
+		if spoils(w) {
+			return w
+		}
+	}
+	return ""
+}
+
+// spoils tells whether an answer with that warning is other work than was asked
+// for, or is not known to be that work: of a wrong length, of a length that is
+// told in two ways, without a word on why it ended, or sent twice. The other warnings qualify
+// a sound answer: bytes held back and tokens that nobody counted change no time,
+// and prompt tokens from a cache take the verdict from what holds prefill.
+func spoils(w bench.Warning) bool {
+	switch w {
+	case bench.WarnCut, bench.WarnShort, bench.WarnCount, bench.WarnNoFinish, bench.WarnRedialled:
+		return true
+	}
+	return false
+}
 
 // Cell is one repeat of a group. Warm-up requests are not in it.
 type Cell struct {
@@ -54,7 +80,9 @@ type Cell struct {
 	GPUMissing string
 	// Partial: the cell did not run to its end, so that what it has one value of
 	// is not compared. Busy: other programs took of the machine, or of a GPU, meanwhile.
-	Partial, Busy bool
+	// CacheHits: the server says of all its requests together that prompt tokens came
+	// from a prefix cache that should be off.
+	Partial, Busy, CacheHits bool
 }
 
 // GPU is what GPUs did in a cell's window, all that the backend used added up. A
@@ -83,6 +111,7 @@ type Summary struct {
 	Requests int // measured, failures included; not those that were cut off
 	OK       int
 	Retried  int                   // of OK: only after it was sent again; in no other number
+	LeftOut  map[bench.Warning]int // of OK: in no other number for this warning, the first such one; without the retried
 	CutOff   int                   // stopped with the run: neither succeeded nor failed
 	Failures map[bench.Class]int   // by class
 	Warnings map[bench.Warning]int // requests by class of warning, of successful ones
@@ -109,8 +138,10 @@ type Estimate struct {
 
 	// items are what comparisons are made of: one value per repeat of each
 	// request; of a per-cell column, one per whole cell, of index 0.
-	items map[place]float64
-	busy  bool // in one of the repeats
+	items  map[place]float64
+	busy   bool // in one of the repeats
+	cached bool // the column holds prefill, some of which a prefix cache saved
+	shared bool // it is of a whole window, of which requests that do not count took a part
 }
 
 // place is a request's place in its load.
@@ -134,6 +165,7 @@ func (s Summary) Get(key string) Estimate {
 // busy while it waits for one.
 func Summarize(g Group) Summary {
 	s := Summary{
+		LeftOut:  map[bench.Warning]int{},
 		Failures: map[bench.Class]int{},
 		Warnings: map[bench.Warning]int{},
 		Counted:  map[bench.TokenSource]int{},
@@ -150,8 +182,10 @@ func Summarize(g Group) Summary {
 				continue
 			}
 			s.OK++
-			if r.Retries > 0 {
+			if w := Spoilt(r.Trace); r.Retries > 0 {
 				s.Retried++
+			} else if w != "" {
+				s.LeftOut[w]++
 			}
 			s.Counted[r.Counted]++
 			for _, w := range r.Warnings {
@@ -181,6 +215,8 @@ func (c Column) estimate(g *Group) Estimate {
 	e.items = map[place]float64{}
 	for i := range g.Cells {
 		e.busy = e.busy || g.Cells[i].Busy
+		e.cached = e.cached || c.Prefill && g.Cells[i].CacheHit()
+		e.shared = e.shared || c.Prefill && c.Cell != nil && g.Cells[i].notCounted()
 		if v := c.values(g, &g.Cells[i], byIndex, e.items); len(v) > 0 {
 			repeats = append(repeats, v)
 			e.Repeats = append(e.Repeats, stats.Median(stats.Sorted(v)))
@@ -189,6 +225,9 @@ func (c Column) estimate(g *Group) Estimate {
 	if len(repeats) == 0 {
 		if e.Missing = "no request that succeeded has it"; c.Cell != nil {
 			e.Missing = "not known for this cell"
+		}
+		if n := g.allLeftOut(); n > 0 {
+			e.Missing = allLeftOut(n)
 		}
 		return e
 	}
@@ -278,7 +317,7 @@ func (c Column) count(g *Group, e Estimate) Estimate {
 		n := 0
 		for j := range g.Cells[i].Requests {
 			r := &g.Cells[i].Requests[j]
-			if r.Class == bench.Cancelled || !r.counts() && !c.CountsFailed {
+			if r.Class == bench.Cancelled || !r.counts() && !c.CountsFailed || c.TokenCount != "" && r.Counted == bench.CountNone {
 				continue
 			}
 			e.N++
@@ -291,8 +330,57 @@ func (c Column) count(g *Group, e Estimate) Estimate {
 	}
 	if e.N == 0 {
 		e.Missing = "no request that succeeded has it"
+		if n := g.allLeftOut(); n > 0 {
+			e.Missing = allLeftOut(n)
+		}
 	}
 	return e
+}
+
+// allLeftOut is how many requests succeeded where none of them counts, 0 where
+// one does.
+func (g *Group) allLeftOut() (n int) {
+	for _, c := range g.Cells {
+		for _, r := range c.Requests {
+			if r.counts() {
+				return 0
+			}
+			if r.Class == bench.OK {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// counted is how many requests count.
+func (g *Group) counted() (n int) {
+	for _, c := range g.Cells {
+		for _, r := range c.Requests {
+			if r.counts() {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+func allLeftOut(n int) string {
+	return fmt.Sprintf("none of the %d answers counts, see the warnings", n)
+}
+
+// notCounted tells whether there is a request, failed or not, that does not count
+// and took its time.
+func (c *Cell) notCounted() bool {
+	return slices.ContainsFunc(c.Requests, func(r Request) bool { return r.Class != bench.Cancelled && !r.counts() })
+}
+
+// CacheHit tells whether prompt tokens came from a prefix cache that should be
+// off, by the server's word of a request that counts or of all together.
+func (c *Cell) CacheHit() bool {
+	return c.CacheHits || slices.ContainsFunc(c.Requests, func(r Request) bool {
+		return r.counts() && slices.Contains(r.Warnings, bench.WarnCacheHit)
+	})
 }
 
 // Compare sets an estimate against that of the reference. Values of requests
@@ -359,6 +447,12 @@ func Compare(e, ref Estimate) stats.Comparison {
 	if e.busy || ref.busy {
 		c.Withhold("the machine was busy with something else")
 	}
+	if e.cached || ref.cached {
+		c.Withhold("prompt tokens came from a prefix cache that should be off")
+	}
+	if e.shared || ref.shared {
+		c.Withhold("requests that failed or are left out took part of the window")
+	}
 	if e.Spread > stats.Disagree || ref.Spread > stats.Disagree {
 		c.Withhold(fmt.Sprintf("repeats disagree by more than %.2f×", stats.Disagree))
 	}
@@ -397,12 +491,19 @@ func notes(g *Group, s *Summary) (notes []string) {
 		say("%d of %d requests succeeded only after a retry; they are left out of latencies, speeds and rates, so the load was lower than asked", s.Retried, s.Requests)
 	}
 	for _, w := range sortedKeys(s.Warnings) {
-		say("%d of %d answers: %s", s.Warnings[w], s.OK, warningText(w))
+		text := warningText(w)
+		if spoils(w) {
+			text += ": left out of latencies, speeds, rates and comparisons"
+		}
+		say("%d of %d answers: %s", s.Warnings[w], s.OK, text)
+	}
+	if n := s.Requests - g.counted(); n > 0 && n < s.Requests {
+		say("rates and energy are of the whole window, of which %d requests that do not count took a part: rates are lower, and energy per request and token higher, than without them", n)
 	}
 	if n := s.Counted[bench.CountTokenizer]; n > 0 {
 		say("%d of %d answers: output tokens were counted by a local tokenizer, approximately", n, s.OK)
 	}
-	var events, coalesced, unstamped, lost int
+	var events, coalesced, unstamped, lost, unknown int
 	for _, c := range g.Cells {
 		for _, r := range c.Requests {
 			if r.counts() {
@@ -410,6 +511,9 @@ func notes(g *Group, s *Summary) (notes []string) {
 				coalesced += r.Coalesced
 				unstamped += r.Unstamped
 				lost += min(r.MarksLost, 1)
+				if _, known := afterFirst(r.Trace); !known && r.OutputTokens > 1 && len(r.Marks) > 1 && r.MarksLost == 0 {
+					unknown++
+				}
 			}
 		}
 	}
@@ -418,6 +522,9 @@ func notes(g *Group, s *Summary) (notes []string) {
 	}
 	if unstamped > 0 {
 		say("%d reads had no kernel receive stamp and were timed by the process, later by its scheduling delay", unstamped)
+	}
+	if g.Mode == Stream && unknown > 0 {
+		say("%d answers do not tell how many tokens each event brought; %s", unknown, noFirst)
 	}
 	if lost > 0 {
 		say("%d answers had more token stamps than fit; their token timings are left out", lost)
@@ -447,15 +554,17 @@ func warningText(w bench.Warning) string {
 	case bench.WarnCut:
 		return "ended for length with fewer tokens than were asked for: the server cut them to a limit of its own, such as its context (cut_short)"
 	case bench.WarnCount:
-		return "the server's token count and its events or ids disagree (count_mismatch)"
+		return "the server's token count and its events, ids or text disagree, or more events came than tokens were asked for (count_mismatch)"
 	case bench.WarnCacheHit:
-		return "prompt tokens came from a prefix cache that should be off (prefix_cache)"
+		return "prompt tokens came from a prefix cache that should be off (prefix_cache): what holds prefill is too fast and has no verdict"
 	case bench.WarnNoFinish:
 		return "no finish_reason was sent (no_finish)"
+	case bench.WarnRedialled:
+		return "sent again on a new connection, since the server had closed the old one without saying that it would (redialled)"
 	case bench.WarnHeldBack:
-		return "ended inside a UTF-8 sequence, whose bytes were held back (held_back)"
+		return "ended inside a UTF-8 sequence, whose bytes were held back (held_back): its tokens and times count"
 	case bench.WarnTokenCount:
-		return "the server did not say how many tokens it made (no_usage)"
+		return "the server did not say how many tokens it made (no_usage): its times count, whether its length is the asked one is not known"
 	}
 	return string(w)
 }

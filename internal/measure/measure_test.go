@@ -78,11 +78,36 @@ func TestOneRequest(t *testing.T) {
 	}
 }
 
+// What a server tells of tokenizing and queueing is not in its rest.
+func TestServersAccount(t *testing.T) {
+	waits, comes := answer(1000, 64, 20, 60), answer(2000, 64, 20, 60)
+	waits.Server = bench.Server{Tokenize: 2 * ms, Queue: 10 * ms, Prefill: 14 * ms, Decode: 30 * ms}
+	comes.Server = bench.Server{Tokenize: 2 * ms, Prefill: 14 * ms, Decode: 30 * ms} // nothing before it
+	s := Summarize(group(Stream, waits, comes))
+	for key, want := range map[string]float64{"server_tokenize": 0.002, "server_queue": 0.005, "server_prefill": 0.014, "server_decode": 0.030, "server_rest": 0.013} {
+		near(t, key, s.Get(key).Mean, want)
+	}
+	if e := s.Get("server_inference"); e.Known() || e.Missing != "the server's account does not tell it" {
+		t.Errorf("%+v", e)
+	}
+	tgi := whole(1000, 64, 4)
+	tgi.Server = bench.Server{Queue: 1 * ms, Inference: 60 * ms}
+	s = Summarize(group(Sync, tgi))
+	near(t, "server_inference", s.Get("server_inference").Mean, 0.060)
+	near(t, "server_rest", s.Get("server_rest").Mean, 0.003)
+	if s.Get("server_prefill").Known() {
+		t.Error("a prefill that nobody told")
+	}
+}
+
 func TestSyncModeMeasuresNoTokens(t *testing.T) {
 	s := Summarize(group(Sync, whole(1000, 500, 20), whole(1600, 400, 20)))
 	near(t, "e2e", s.Get("e2e").Median, 0.45)
 	near(t, "output_rate", s.Get("output_rate").Median, (20/0.5+20/0.4)/2)
 	near(t, "tok_per_s", s.Get("tok_per_s").Median, 40/1.0)
+	if e := s.Get("speed"); !strings.Contains(e.Missing, "output_rate") {
+		t.Errorf("speed in sync mode is missing without a word of what is not: %q", e.Missing)
+	}
 	for _, key := range []string{"ttft", "last_token", "first_line", "tpot", "itl", "chunk_gap", "speed", "decode_speed"} {
 		if e := s.Get(key); e.Known() || !strings.Contains(e.Missing, "sync mode") || !math.IsNaN(e.Median) {
 			t.Errorf("%s in sync mode: %+v", key, e)
@@ -156,7 +181,108 @@ func TestChunksAreNotTokens(t *testing.T) {
 		t.Errorf("itl: %+v", e)
 	}
 	near(t, "chunk_gap", s.Get("chunk_gap").Median, 0.020)
-	near(t, "tpot", s.Get("tpot").Median, 0.060/7)
+	near(t, "tpot", s.Get("tpot").Median, 0.060/6) // the first event brought two
+	near(t, "decode_speed", s.Get("decode_speed").Median, 6/0.060)
+}
+
+// Events of several tokens that do not tell how many: nobody knows how many came
+// with the first.
+func TestEventsWithoutCountsHaveNoTimePerToken(t *testing.T) {
+	tr := answer(1000, 100, 20, 40, 60, 80)
+	tr.OutputTokens = 8
+	s := Summarize(group(Stream, tr))
+	for _, key := range []string{"tpot", "decode_speed"} {
+		if e := s.Get(key); e.Known() || !strings.Contains(e.Missing, "do not tell how many") {
+			t.Errorf("%s: %+v", key, e)
+		}
+	}
+	near(t, "speed", s.Get("speed").Median, 8/0.1)
+	one := answer(2000, 100, 20, 40, 60, 80)
+	one.OutputTokens, one.Finish = 5, bench.FinishStop // the end-of-sequence token has no event
+	s = Summarize(group(Stream, tr, one, answer(3000, 100, 20, 40, 60, 80)))
+	if e := s.Get("tpot"); e.N != 2 || e.Min != 0.020 || e.Max != 0.020 {
+		t.Errorf("tpot: %+v", e)
+	}
+	if len(s.Notes) != 1 || !strings.HasPrefix(s.Notes[0], "1 answers do not tell how many tokens each event brought") {
+		t.Errorf("notes %q", s.Notes)
+	}
+}
+
+// Where nobody counted the tokens of some answers, those are in nothing that is
+// of tokens: not even in the gaps, as their events may hold any number.
+func TestSomeUncountedAnswers(t *testing.T) {
+	uncounted := answer(2000, 900, 300, 600, 900)
+	uncounted.OutputTokens, uncounted.Counted = 0, bench.CountNone
+	uncounted.Warn(bench.WarnTokenCount)
+	g := group(Stream, answer(1000, 100, 20, 40, 60, 80), uncounted, answer(3000, 100, 20, 40, 60, 80))
+	g.Expect = [2]int{1, 9}
+	s := Summarize(g)
+	if e := s.Get("itl"); e.N != 6 || math.Abs(e.Max-0.020) > 1e-9 {
+		t.Errorf("itl: %+v", e.Summary)
+	}
+	if e := s.Get("outside_range"); e.Count != 0 || e.N != 2 {
+		t.Errorf("outside_range: %+v", e)
+	}
+	for key, n := range map[string]int{"e2e": 3, "chunk_gap": 8, "tpot": 2, "speed": 2, "output_tokens": 2} {
+		if e := s.Get(key); e.N != n {
+			t.Errorf("%s of %d, want %d", key, e.N, n)
+		}
+	}
+	if s.Get("tok_per_s").Known() {
+		t.Error("tokens per second, of which some were not counted")
+	}
+}
+
+// Answers with a warning that spoils them are counted by class and are in no
+// other number; others stay in.
+func TestSpoiltAnswersAreInNoNumber(t *testing.T) {
+	for w, spoilt := range map[bench.Warning]bool{
+		bench.WarnCut: true, bench.WarnShort: true, bench.WarnCount: true, bench.WarnNoFinish: true, bench.WarnRedialled: true,
+		bench.WarnHeldBack: false, bench.WarnTokenCount: false, bench.WarnCacheHit: false,
+	} {
+		odd := answer(1100, 9000, 400, 9000)
+		odd.Warn(bench.WarnHeldBack)
+		odd.Warn(w)
+		g := group(Stream, answer(1000, 50, 10, 50), odd, answer(11000, 70, 10, 70))
+		g.Expect = [2]int{5, 9}
+		g.Cells[0].GPU = GPU{Devices: 1, EnergyJ: 12}
+		s := Summarize(g)
+		want := 3
+		if spoilt {
+			want = 2
+		}
+		if s.OK != 3 || s.Warnings[w] != 1 || (s.LeftOut[w] == 1) != spoilt || len(s.Failures) != 0 {
+			t.Errorf("%s: %+v", w, s)
+		}
+		for _, e := range s.Estimates {
+			if e.Column.Cell == nil && e.Column.Key != "failed" && e.Known() && e.N != want {
+				t.Errorf("%s: %s has %d values, want %d", w, e.Column.Key, e.N, want)
+			}
+		}
+		near(t, "req_per_s", s.Get("req_per_s").Median, float64(want)/10.07)
+		near(t, "tok_per_s", s.Get("tok_per_s").Median, float64(2*want)/10.07)
+		near(t, "energy_per_token", s.Get("energy_per_token").Median, 12/float64(2*want))
+		if said := slices.ContainsFunc(s.Notes, func(n string) bool {
+			return strings.HasSuffix(n, "("+string(w)+"): left out of latencies, speeds, rates and comparisons")
+		}); said != spoilt {
+			t.Errorf("%s: notes %q", w, s.Notes)
+		}
+		native, server := g, group(Stream, odd, odd, odd)
+		for _, c := range []*Cell{&native.Cells[0], &server.Cells[0]} {
+			for i := range c.Requests {
+				tr := *c.Requests[i].Trace
+				tr.Sent, tr.Phases, tr.Server = tr.Start+1, bench.Phases{Decode: 1}, bench.Server{Prefill: 1, Decode: 1}
+				c.Requests[i].Trace = &tr
+			}
+		}
+		if tax, ok := TaxOf(native, server); ok == spoilt || !spoilt && tax.Of != 3 {
+			t.Errorf("%s: tax %+v", w, tax)
+		}
+		s = Summarize(group(Stream, odd))
+		if e := s.Get("e2e"); e.Known() == spoilt || spoilt && e.Missing != "none of the 1 answers counts, see the warnings" {
+			t.Errorf("%s alone: %+v", w, e)
+		}
+	}
 }
 
 func TestUncountedTokens(t *testing.T) {

@@ -7,7 +7,7 @@ import "github.com/nativebench/nativebench/internal/bench"
 // sums over the pairs, in nanoseconds; Mean makes seconds of them.
 type Tax struct {
 	Pairs int // requests that both sides answered and gave an account of
-	Of    int // requests that both sides answered
+	Of    int // requests that both sides answered and that count
 
 	Spans          []Span
 	Native, Server int64 // total latency
@@ -50,14 +50,14 @@ func TaxOf(native, server Group) (t Tax, ok bool) {
 	answers := map[place]*bench.Trace{}
 	for _, c := range native.Cells {
 		for _, r := range c.Requests {
-			if r.Class == bench.OK {
+			if r.counts() {
 				answers[place{r.Index, c.Repeat}] = r.Trace
 			}
 		}
 	}
 	for _, c := range server.Cells {
 		for _, r := range c.Requests {
-			if n := answers[place{r.Index, c.Repeat}]; n != nil && r.Class == bench.OK {
+			if n := answers[place{r.Index, c.Repeat}]; n != nil && r.counts() {
 				t.Of++
 				if splits(n, r.Trace, server.Mode) {
 					t.add(n, r.Trace, server.Mode)

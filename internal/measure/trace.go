@@ -16,11 +16,25 @@ func since(stamp func(*bench.Trace) int64) func(*bench.Trace) (float64, bool) {
 	return func(tr *bench.Trace) (float64, bool) { return seconds(tr.Start, stamp(tr)) }
 }
 
-// decodeSpan is the time from the first token to the last and the number n of
-// output tokens; not ok when it has no gap or not all of it was stamped.
+// afterFirst is how many tokens arrived after the first event, which may bring
+// several itself, up to the last mark; not known where nobody counted, and where
+// the marks count events that are no tokens. An end-of-sequence token that was
+// counted but has no event of its own is after the last mark.
+func afterFirst(tr *bench.Trace) (n int, known bool) {
+	if tr.Counted == bench.CountNone || tr.MarksLost > 0 || len(tr.Marks) < 2 {
+		return 0, false
+	}
+	first, last := int(tr.Marks[0].N), int(tr.Marks[len(tr.Marks)-1].N)
+	unseen := tr.OutputTokens - last
+	return last - first, last > first && (unseen == 0 || unseen == 1 && tr.Finish == bench.FinishStop)
+}
+
+// decodeSpan is the time from the first event with content to the last and the
+// number n of tokens that came in it; not ok when it has no gap or not all of it
+// was stamped.
 func decodeSpan(tr *bench.Trace) (span float64, n int, ok bool) {
-	n = tr.OutputTokens
-	if n < 2 || tr.Counted == bench.CountNone || tr.MarksLost > 0 || len(tr.Marks) < 2 {
+	n, known := afterFirst(tr)
+	if !known {
 		return 0, 0, false
 	}
 	span, ok = seconds(tr.FirstToken(), tr.LastToken())
@@ -29,12 +43,12 @@ func decodeSpan(tr *bench.Trace) (span float64, n int, ok bool) {
 
 func tpot(tr *bench.Trace) (float64, bool) {
 	span, n, ok := decodeSpan(tr)
-	return span / float64(n-1), ok
+	return span / float64(n), ok
 }
 
 func decodeSpeed(tr *bench.Trace) (float64, bool) {
 	span, n, ok := decodeSpan(tr)
-	return float64(n-1) / span, ok
+	return float64(n) / span, ok
 }
 
 func outputRate(tr *bench.Trace) (float64, bool) {
@@ -59,17 +73,23 @@ func gaps(tr *bench.Trace, to []float64) []float64 {
 	return to
 }
 
-// perEvent is the output tokens per arrival of a group's successful requests;
-// 0 when nobody counted the tokens.
+// tokenGaps are the gaps of an answer whose tokens were counted, so that it is
+// known whether an event is a token.
+func tokenGaps(tr *bench.Trace, to []float64) []float64 {
+	if tr.Counted == bench.CountNone {
+		return to
+	}
+	return gaps(tr, to)
+}
+
+// perEvent is the output tokens per arrival of those requests of a group that
+// count and whose tokens were counted; 0 when nobody counted any.
 func perEvent(g *Group) float64 {
 	var tokens, arrivals int
 	for _, c := range g.Cells {
 		for _, r := range c.Requests {
-			if !r.counts() || r.MarksLost > 0 {
+			if !r.counts() || r.MarksLost > 0 || r.Counted == bench.CountNone {
 				continue
-			}
-			if r.Counted == bench.CountNone {
-				return 0
 			}
 			tokens += r.OutputTokens
 			arrivals += len(r.Marks)
@@ -98,15 +118,21 @@ func remainder(tr *bench.Trace) (float64, bool) {
 	return e2e - float64(tr.Phases.Sum())/1e9, ok && tr.Phases != (bench.Phases{})
 }
 
+// accounted is all the time of which a server's account tells, in nanoseconds; 0:
+// it gives none.
+func accounted(s bench.Server) int64 {
+	return s.Tokenize + s.Queue + s.Prefill + s.Decode + s.Inference
+}
+
 func serverPhase(of func(bench.Server) int64) func(*bench.Trace) (float64, bool) {
 	return func(tr *bench.Trace) (float64, bool) {
-		return float64(of(tr.Server)) / 1e9, tr.Server.Prefill > 0 || tr.Server.Decode > 0
+		return float64(of(tr.Server)) / 1e9, accounted(tr.Server) > 0
 	}
 }
 
 func serverRest(tr *bench.Trace) (float64, bool) {
 	e2e, ok := seconds(tr.Start, tr.End)
-	return e2e - float64(tr.Server.Prefill+tr.Server.Decode)/1e9, ok && (tr.Server.Prefill > 0 || tr.Server.Decode > 0)
+	return e2e - float64(accounted(tr.Server))/1e9, ok && accounted(tr.Server) > 0
 }
 
 // outside tells whether an answer's length is not in the task's range.

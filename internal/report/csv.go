@@ -15,7 +15,7 @@ import (
 
 // csvHeader names the columns of the CSV format. Numbers are in the unit that
 // the row names, never scaled; an empty field is not known, and missing says
-// why there is no value.
+// why there is no value. retried and left_out are of ok and in no other number.
 func csvHeader() []string {
 	return []string{
 		"run", "run_id", "load", "model", "synthetic_weights", "relative", "task", "prompt_tokens", "mode", "concurrency", "backend",
@@ -23,7 +23,7 @@ func csvHeader() []string {
 		"n", "median", "median_lo", "median_hi", "mean", "min", "max", "p90", "p99", "count",
 		"repeat_spread", "reference", "ratio", "ratio_lo", "ratio_hi", "p_value", "test", "verdict",
 		"missing", "warnings",
-		"ok", "failed", "cut_off", "repeats_done", "repeats_planned", "paired", "paired_of", "no_verdict_because", "notes",
+		"ok", "retried", "left_out", "failed", "cut_off", "repeats_done", "repeats_planned", "paired", "paired_of", "no_verdict_because", "notes",
 	}
 }
 
@@ -77,9 +77,18 @@ func (s *seat) csvRow(e measure.Estimate) []string {
 	}
 	row = append(row, against...)
 	row = append(row, e.Missing, strings.Join(e.Warnings, "; "),
-		strconv.Itoa(s.summary.OK), strconv.Itoa(s.summary.Requests-s.summary.OK), strconv.Itoa(s.summary.CutOff),
+		strconv.Itoa(s.summary.OK), strconv.Itoa(s.summary.Retried), strconv.Itoa(s.spoilt()), strconv.Itoa(s.summary.Requests-s.summary.OK), strconv.Itoa(s.summary.CutOff),
 		strconv.Itoa(s.whole), strconv.Itoa(len(s.cells)))
 	return append(append(row, pairing...), strings.Join(slices.Concat(s.trouble, s.summary.Notes, s.remarks), "; "))
+}
+
+// spoilt is how many answers, of those that are ok, are in no number for a
+// warning.
+func (s *seat) spoilt() (n int) {
+	for _, of := range s.summary.LeftOut {
+		n += of
+	}
+	return n
 }
 
 // testName is the test that a p-value comes from.

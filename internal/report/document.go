@@ -205,6 +205,7 @@ func cellOf(c results.CellResult) measure.Cell {
 	}
 	if e := c.Event; e != nil {
 		m.Busy = slices.ContainsFunc(e.Warnings, func(w string) bool { return strings.HasPrefix(w, "busy machine") || strings.HasPrefix(w, "shared GPU") })
+		m.CacheHits = slices.ContainsFunc(e.Warnings, func(w string) bool { return strings.Contains(w, "prompt tokens came from the server's prefix cache") })
 		m.Window, m.LoadNS, m.FirstConnNS = e.WindowNS, e.LoadNS, e.FirstConnNS
 		m.GPU, m.GPUMissing = gpuOf(e), e.GPUMissing
 		if e.Host != nil {
@@ -253,9 +254,9 @@ func numbersOf(text string) (v []float64) {
 // the same.
 func (s *seat) comparePrompts(ref *seat) {
 	type key struct{ repeat, index int }
-	tokens, whose := map[key]int{}, ref.backend+"'s"
+	tokens, whose := map[key]int{}, "those of "+ref.backend
 	if own := s.load.run.Manifest.PromptTokens[s.load.Model]; ref.backend != reference && len(own) > 0 {
-		whose = "our tokenizer's"
+		whose = "those of our tokenizer"
 		for _, c := range s.cells {
 			for _, r := range c.Measured() {
 				tokens[key{c.Repeat, r.Index}] = own[r.Prompt]
@@ -296,7 +297,7 @@ func (s *seat) compareAnswers(ref *seat) {
 		return
 	}
 	if d := measure.Lengths(s.summary, ref.summary); math.Abs(d-1) > answersDiffer {
-		s.remarks = append(s.remarks, fmt.Sprintf("answers to the same requests held %.2f× as many tokens as %s's: total latency and requests/s compare different work; --ignore-eos makes them equal", d, ref.backend))
+		s.remarks = append(s.remarks, fmt.Sprintf("answers to the same requests held %.2f× as many tokens as those of %s: total latency and requests/s compare different work; --ignore-eos makes them equal", d, ref.backend))
 	}
 }
 

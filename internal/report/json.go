@@ -107,6 +107,7 @@ type jsonSeat struct {
 	Requests int                       `json:"requests"` // measured, failures included
 	OK       int                       `json:"ok"`
 	Retried  int                       `json:"retried,omitempty"` // of ok: only after a retry; in no metric
+	LeftOut  map[bench.Warning]int     `json:"left_out"`          // of ok: in no metric for this warning
 	CutOff   int                       `json:"cut_off"`           // when the run was stopped; not in requests
 	Done     int                       `json:"repeats_done"`
 	Planned  int                       `json:"repeats_planned"`
@@ -237,7 +238,7 @@ func (v *runView) json() jsonRun {
 
 func (s *seat) json() jsonSeat {
 	j := jsonSeat{
-		Backend: s.backend, Requests: s.summary.Requests, OK: s.summary.OK, Retried: s.summary.Retried, CutOff: s.summary.CutOff, Done: s.whole, Planned: len(s.cells), Failures: s.summary.Failures,
+		Backend: s.backend, Requests: s.summary.Requests, OK: s.summary.OK, Retried: s.summary.Retried, LeftOut: s.summary.LeftOut, CutOff: s.summary.CutOff, Done: s.whole, Planned: len(s.cells), Failures: s.summary.Failures,
 		Warnings: s.summary.Warnings, Counted: s.summary.Counted, Trouble: orEmpty(s.trouble),
 		Notes: append(orEmpty(s.summary.Notes), s.remarks...), Metrics: map[string]jsonEstimate{},
 	}

@@ -3,6 +3,7 @@ package report
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 )
 
@@ -13,12 +14,15 @@ type scale struct {
 }
 
 // scaleFor chooses the unit of a row or column from the base unit and the
-// values in it, so that the smallest is at least 1 where that can be.
+// values in it, so that the smallest is at least 1 where that can be. Where that
+// would give the largest five digits or more, it is the next larger unit, if the
+// smallest keeps two digits of its three decimals there.
 func scaleFor(unit string, values []float64) scale {
-	least := math.Inf(1)
+	const long, short = 1e4, 0.01
+	least, most := math.Inf(1), 0.0
 	for _, v := range values {
-		if a := math.Abs(v); a > 0 && a < least { // false for NaN
-			least = a
+		if a := math.Abs(v); a > 0 && !math.IsInf(a, 0) { // false for NaN
+			least, most = min(least, a), max(most, a)
 		}
 	}
 	var steps []scale
@@ -33,12 +37,14 @@ func scaleFor(unit string, values []float64) scale {
 	if math.IsInf(least, 1) {
 		return steps[1]
 	}
-	for _, s := range steps {
-		if least*s.factor >= 1 {
-			return s
-		}
+	i := slices.IndexFunc(steps, func(s scale) bool { return least*s.factor >= 1 })
+	if i < 0 {
+		i = len(steps) - 1
 	}
-	return steps[len(steps)-1]
+	if i > 0 && most*steps[i].factor >= long && least*steps[i-1].factor >= short {
+		i--
+	}
+	return steps[i]
 }
 
 // decimals chooses how many decimals a row is printed with: four significant

@@ -168,27 +168,34 @@ func (v *runView) phases() (all []section) {
 	}
 	accounts := []account{
 		{
-			"phase_decode", "Where %s's milliseconds go", "Means over requests in ms, since means add up, by the engine's own stamps; remainder = total latency − all phases.",
+			"phase_decode", "Where the milliseconds of %s go", "Means over requests in ms, since means add up, by the engine's own stamps; remainder = total latency − all phases.",
 			[]string{"phase_tokenize", "phase_queue", "phase_prefill", "phase_decode", "phase_sampling", "phase_detokenize", "phase_remainder"},
 		},
 		{
-			"server_decode", "Where %s's milliseconds go", "Means over requests in ms. Prefill and decode by the server's own account (its sampling included); the rest is what serving adds.",
-			[]string{"server_prefill", "server_decode", "server_rest"},
+			"server_rest", "Where the milliseconds of %s go", "Means over requests in ms, by the server's own account, as far as it gives one (decode with its sampling; inference: prefill and decode in one); the rest, total latency less all of that, is what serving adds.",
+			[]string{"server_tokenize", "server_queue", "server_prefill", "server_decode", "server_inference", "server_rest"},
 		},
 	}
 	for _, b := range v.backends {
 		for _, a := range accounts {
 			g := grid{columns: []column{{}, {head: "total"}}}
-			for _, k := range a.keys {
-				_, name, _ := strings.Cut(k, "_")
-				g.columns = append(g.columns, column{head: name})
-			}
+			var seats []*seat
 			for _, l := range v.loads {
 				for _, s := range l.seats {
 					if s.backend == b && !s.taxed() && s.summary.Get(a.probe).Known() {
-						g.rows = append(g.rows, s.phaseRows(v.loadName(l), a.keys)...)
+						seats = append(seats, s)
 					}
 				}
+			}
+			var keys []string // that it tells
+			for _, k := range a.keys {
+				if anyKnown(k)(seats) {
+					_, name, _ := strings.Cut(k, "_")
+					keys, g.columns = append(keys, k), append(g.columns, column{head: name})
+				}
+			}
+			for _, s := range seats {
+				g.rows = append(g.rows, s.phaseRows(v.loadName(s.load), keys)...)
 			}
 			if len(g.rows) > 0 {
 				title := fmt.Sprintf(a.title, b)
@@ -208,7 +215,9 @@ func (s *seat) phaseRows(name string, keys []string) []row {
 	parts := make([]float64, len(keys))
 	total := 0.0
 	for i, k := range keys {
-		parts[i] = 1e3 * s.summary.Get(k).Mean
+		if e := s.summary.Get(k); e.Known() {
+			parts[i] = 1e3 * e.Mean
+		}
 		total += parts[i]
 	}
 	ms := row{cells: []field{{main: name}, {main: fixed(total, decimals([]float64{total}))}}}
@@ -245,9 +254,9 @@ func (v *runView) memory() []section {
 }
 
 func (v *runView) memoryOf(model string) (grid, bool) {
-	head := "at peak"
+	head := "MiB at peak"
 	if len(v.models()) > 1 {
-		head = model
+		head = model + ", MiB"
 	}
 	g := grid{columns: []column{{head: head}, {head: "weights"}, {head: "KV cache"}, {head: "compute"}, {head: "engine in all"}, {head: "peak RSS"}, {head: "peak PSS"}}}
 	found := false
@@ -278,11 +287,11 @@ func (v *runView) memoryOf(model string) (grid, bool) {
 					}
 				}
 				all += size
-				r.cells = append(r.cells, sizeField(size, len(parts) > 0))
+				r.cells = append(r.cells, mebibytes(size, len(parts) > 0))
 			}
-			r.cells = append(r.cells, sizeField(all, len(parts) > 0))
+			r.cells = append(r.cells, mebibytes(all, len(parts) > 0))
 			if i == 0 {
-				r.cells = append(r.cells, sizeField(rss, rss > 0), sizeField(pss, pss > 0))
+				r.cells = append(r.cells, mebibytes(rss, rss > 0), mebibytes(pss, pss > 0))
 			} else {
 				r.cells = append(r.cells, field{}, field{})
 			}
@@ -290,6 +299,13 @@ func (v *runView) memoryOf(model string) (grid, bool) {
 		}
 	}
 	return g, found
+}
+
+// mebibytes is sizeField without the unit, where the head has it.
+func mebibytes(b float64, known bool) field {
+	f := sizeField(b, known)
+	f.aside = ""
+	return f
 }
 
 // sizeField prints bytes in MiB, which is fine enough for buffers and still
@@ -355,7 +371,7 @@ func (d *document) legend() section {
 	say("1.02× [a–b]", "median over median of "+name+", over the requests that both sides answered, with its 95 % bootstrap interval (draws repeats and requests); ~ no significant difference at 5 % (pairs of requests, Wilcoxon's signed-rank test; throughput: Mann-Whitney U); ? no verdict, the note says why: it takes two repeats that agree, on a quiet machine")
 	say("↓ ↑", "lower or higher is better")
 	say("p99", "from 100 different requests on (between tokens: 20 requests, 100 gaps); exact, all values are kept. Its ratio is not tested")
-	say("samples", "successful requests of all repeats, without warm-up. Failed ones are counted and never averaged in; those cut off when the run was stopped are neither")
+	say("samples", "successful requests of all repeats, without warm-up and without answers whose warning (cut_short, short_output, count_mismatch, no_finish, redialled) leaves them out. Those and failed ones are counted and never averaged in; requests cut off when the run was stopped are neither")
 	for _, l := range d.used() {
 		c, err := measure.ByKey(l)
 		if err != nil {

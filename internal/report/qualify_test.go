@@ -55,6 +55,31 @@ func answersRun(change func(*results.Record)) *results.Run {
 	return f.run
 }
 
+// TestHitsThatOnlyTheMetricsTell: what a server says of its prefix cache beside
+// its answers takes the verdict from what holds prefill, too.
+func TestHitsThatOnlyTheMetricsTell(t *testing.T) {
+	run := answersRun(nil)
+	for i := range run.Events {
+		if e := run.Events[i]; e.State == results.CellDone && strings.Contains(e.Cell, "llama-server") {
+			run.Events[i].Warnings = append(run.Events[i].Warnings, "320 prompt tokens came from the server's prefix cache, which should be off")
+			break
+		}
+	}
+	d, err := newDocument([]*results.Run{run})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref, s := d.runs[0].loads[0].seats[0], d.runs[0].loads[0].seats[1]
+	for key, withheld := range map[string]bool{"ttft": true, "e2e": true, "tpot": false, "itl": false} {
+		if c, ok := s.compared(ref, key); !ok || strings.Contains(c.Why, "prefix cache") != withheld {
+			t.Errorf("%s: %+v", key, c)
+		}
+	}
+	if !slices.ContainsFunc(s.remarks, func(t string) bool { return strings.Contains(t, "320 prompt tokens") }) {
+		t.Errorf("remarks %q", s.remarks)
+	}
+}
+
 // TestAnswersOfDifferentLength: a backend that answers half as much is not judged
 // by how soon it was done, but by its time per token.
 func TestAnswersOfDifferentLength(t *testing.T) {
@@ -124,6 +149,9 @@ func TestRetriedRequestsAreSaid(t *testing.T) {
 	}
 	if js := string(write(t, func(b *bytes.Buffer) error { return JSON(b, []*results.Run{run}, Options{}) })); !strings.Contains(js, `"retried": 2`) {
 		t.Error("JSON does not say it")
+	}
+	if rows := string(write(t, func(b *bytes.Buffer) error { return CSV(b, []*results.Run{run}, Options{}) })); !strings.Contains(rows, ",16,2,0,0,0,2,2,") {
+		t.Error("CSV does not say it")
 	}
 }
 

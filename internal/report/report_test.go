@@ -192,6 +192,10 @@ func TestNumbers(t *testing.T) {
 		{"s", []float64{2.5, 12.25}, "2.50 12.25 s"},
 		{"s", []float64{math.NaN(), 0.5}, "— 500.0 ms"},
 		{"s", []float64{0}, "0 ms"},
+		{"s", []float64{0.0005, 0.623}, "0.500 623.000 ms"},
+		{"s", []float64{0.02, 15}, "0.020 15.000 s"},
+		{"s", []float64{0.002, 15}, "2.00 15000.00 ms"}, // 0.002 s has one digit
+		{"s", []float64{0.000005, 0.623}, "5.00 623000.00 µs"},
 		{"B", []float64{3 << 30}, "3.000 GiB"},
 		{"B", []float64{300 << 20, 3 << 30}, "300 3072 MiB"},
 		{"tok/s", []float64{1234.5}, "1234 tok/s"},
@@ -396,7 +400,7 @@ func TestPromptsThatDiffer(t *testing.T) {
 		}})
 	}
 	out := write(t, func(b *bytes.Buffer) error { return Terminal(b, []*results.Run{f.run}, Options{}) })
-	if plain := strings.Join(strings.Fields(string(out)), " "); !strings.Contains(plain, "prompt tokens differ from native's in 1 of 4 requests, by +1 to +1 (median +1): not the same") {
+	if plain := strings.Join(strings.Fields(string(out)), " "); !strings.Contains(plain, "prompt tokens differ from those of native in 1 of 4 requests, by +1 to +1 (median +1): not the same") {
 		t.Errorf("not said:\n%s", out)
 	}
 }
@@ -413,7 +417,7 @@ func TestPromptsThatDifferFromOurs(t *testing.T) {
 	}
 	f.run.Manifest.PromptTokens = map[string]map[string]int{"gpt2": own}
 	out := write(t, func(b *bytes.Buffer) error { return Terminal(b, []*results.Run{f.run}, Options{}) })
-	if plain := strings.Join(strings.Fields(string(out)), " "); !strings.Contains(plain, "prompt tokens differ from our tokenizer's in 3 of 4 requests, by +3 to +9 (median +6): not the same") {
+	if plain := strings.Join(strings.Fields(string(out)), " "); !strings.Contains(plain, "prompt tokens differ from those of our tokenizer in 3 of 4 requests, by +3 to +9 (median +6): not the same") {
 		t.Errorf("not said:\n%s", out)
 	}
 }
@@ -465,5 +469,50 @@ func TestExplain(t *testing.T) {
 	}
 	if err := ExplainAll(&b, Options{}); err != nil || tooWide(b.String(), 100) != "" {
 		t.Error(err, tooWide(b.String(), 100))
+	}
+}
+
+// What is left out stands by its class beside what is ok and what failed.
+func TestWhatIsLeftOutIsShown(t *testing.T) {
+	run := oneFixture()
+	out := string(write(t, func(b *bytes.Buffer) error { return Terminal(b, []*results.Run{run}, Options{}) }))
+	for _, want := range []string{"6 ok, 1 no_finish, 1 failed", "(no_finish): left out of latencies, speeds, rates and comparisons"} {
+		if !strings.Contains(strings.Join(strings.Fields(out), " "), want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+}
+
+// A table that is a little too wide has its heads in two lines; one that is much
+// too wide is cut into pieces of as many columns, none of them of one column alone.
+func TestWideTables(t *testing.T) {
+	for columns, want := range map[int][]int{6: {6}, 8: {8}, 11: {6, 5}} {
+		g := grid{columns: []column{{}}}
+		r := row{cells: []field{{main: "llama-server"}}}
+		for i := range columns {
+			g.columns = append(g.columns, column{head: fmt.Sprintf("wait head%d", i)})
+			r.cells = append(r.cells, field{main: "1.5", aside: "ms"})
+		}
+		g.rows = []row{r}
+		p := newPrinter(&bytes.Buffer{}, Options{})
+		p.grid(g)
+		var got []int
+		for line := range strings.Lines(p.out.String()) {
+			if strings.Contains(line, "llama-server") {
+				got = append(got, strings.Count(line, "│"))
+			}
+		}
+		if fmt.Sprint(got) != fmt.Sprint(want) || tooWide(p.out.String(), 100) != "" {
+			t.Errorf("%d columns: in pieces of %v, want %v\n%s", columns, got, want, p.out.String())
+		}
+	}
+}
+
+// Two backends stay in one table: rather without intervals of the ratios.
+func TestTwoBackendsStandSideBySide(t *testing.T) {
+	out := string(write(t, func(b *bytes.Buffer) error { return Terminal(b, fixtures()["full"], Options{}) }))
+	_, out, _ = strings.Cut(out, "── qa · gpt2")
+	if head, _, _ := strings.Cut(out, "stream, 1 at a time"); !strings.Contains(head, "native") || !strings.Contains(head, "llama-server    vs native") {
+		t.Errorf("the table begins with\n%s", head)
 	}
 }

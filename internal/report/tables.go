@@ -2,6 +2,7 @@ package report
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -155,10 +156,18 @@ func (s *seat) status(ref *seat, n *notebook) field {
 	if s.summary.Requests == 0 {
 		return field{main: strings.TrimSpace("no result " + n.refs(s.prefixed(s.trouble))), tone: alarm}
 	}
-	f := field{main: fmt.Sprintf("%d ok", s.summary.OK), tone: faint}
-	if n := s.summary.Retried; n > 0 {
-		f.main += fmt.Sprintf(" (%d retried)", n)
+	f := field{tone: faint}
+	ok := s.summary.OK
+	for _, w := range slices.Sorted(maps.Keys(s.summary.LeftOut)) {
+		ok -= s.summary.LeftOut[w]
+		f.main += fmt.Sprintf(", %d %s", s.summary.LeftOut[w], w)
+		f.tone = alarm
 	}
+	retried := ""
+	if n := s.summary.Retried; n > 0 {
+		retried = fmt.Sprintf(" (%d retried)", n)
+	}
+	f.main = fmt.Sprintf("%d ok%s", ok, retried) + f.main
 	if bad := s.summary.Requests - s.summary.OK; bad > 0 {
 		f.main += fmt.Sprintf(", %d failed", bad)
 		f.tone = alarm
@@ -376,28 +385,38 @@ func shown(seats []*seat) (out []line) {
 }
 
 // sideBySide sets the backends of several loads side by side, a group of lines per
-// load, in as many grids as the backends need.
+// load, in as many grids as the backends need. What would be too wide does without
+// intervals of ratios and ranges of throughputs.
 func sideBySide(loads []*load, n *notebook) (grids []grid) {
 	if len(loads) == 0 {
 		return nil
 	}
-	for t := range split(loads[0].seats, loads[0].backends()) {
-		var g grid
-		for _, l := range loads {
-			sides := split(l.seats, l.backends())
-			if t >= len(sides) {
-				continue
-			}
-			s := sides[t]
-			if g.columns == nil {
-				g.columns = s.columns()
-			}
-			g.rows = append(g.rows, s.head(l.title(), n))
-			for _, m := range shown(l.seats) {
-				g.rows = append(g.rows, s.row(m, m.label(), n))
-			}
+	for t, side := range split(loads[0].seats, loads[0].backends()) {
+		g := beside(loads, t, side.wide, n)
+		if side.wide && g.inAll(g.widths()) > maxWidth {
+			g = beside(loads, t, false, n)
 		}
 		grids = append(grids, g)
 	}
 	return grids
+}
+
+// beside is the table of one of the sides.
+func beside(loads []*load, t int, wide bool, n *notebook) (g grid) {
+	for _, l := range loads {
+		sides := split(l.seats, l.backends())
+		if t >= len(sides) {
+			continue
+		}
+		s := sides[t]
+		s.wide = wide
+		if g.columns == nil {
+			g.columns = s.columns()
+		}
+		g.rows = append(g.rows, s.head(l.title(), n))
+		for _, m := range shown(l.seats) {
+			g.rows = append(g.rows, s.row(m, m.label(), n))
+		}
+	}
+	return g
 }

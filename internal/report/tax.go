@@ -85,7 +85,7 @@ func (v *runView) taxes() (all []section) {
 		}
 		s := section{
 			title: fmt.Sprintf("Where the milliseconds go: %s against %s", b, v.backends[0]), rank: 1,
-			lead:  []string{fmt.Sprintf("Means in ms over the requests that both answered; they add up. Differences: in ms, and as a share of %s's total. Not tested: the verdicts are those at a glance.", v.backends[0])},
+			lead:  []string{fmt.Sprintf("Means in ms over the requests that both answered; they add up. Differences: in ms, and as a share of the total of %s. Not tested: the verdicts are those at a glance.", v.backends[0])},
 			grids: grids, notes: n.texts,
 		}
 		if v.label != "" {
@@ -97,7 +97,7 @@ func (v *runView) taxes() (all []section) {
 		say(v.backends[0], "the engine's own stamps, part by part; hand-over = its total − all phases: waking whoever reads the tokens, and the engine's loop at work for other requests")
 		say("┐ ├ ┘", "%s does not tell these parts apart: one number for all of them", b)
 		say("prompt_ms", "by the server's clock, from taking up a prompt that is tokenized and out of the queue until the first token is chosen, sampling it included")
-		say("predicted_ms", "from there until the last token is chosen: decode, sampling (the server's own sampler: other code than %s's), detokenizing, handing tokens to the thread that writes HTTP", v.backends[0])
+		say("predicted_ms", "from there until the last token is chosen: decode, sampling (the server's own sampler: other code than that of %s), detokenizing, handing tokens to the thread that writes HTTP", v.backends[0])
 		say("rest", "total − send − prompt_ms − predicted_ms, by our stamps: tokenize, queue, reading the request, JSON, and the answer's way back. Of a stream, up to the first token's arrival, t1; after t1 it is what the rest of the stream took longer than predicted_ms: below 0 when the first token was longer on its way than the last")
 		if connect > 0 {
 			say("connections", "opening them took %.2f ms per request, before the clock starts: in no row", float64(connect)/1e6/float64(pairs))
@@ -183,7 +183,7 @@ func (s *seat) loadText() string {
 
 // leftOut says why requests are in no tax.
 func (s *seat) leftOut(n, of int) string {
-	return fmt.Sprintf("%d of %d requests that both answered are left out: a stamp or %s's account is missing, or the first event held more than one token", n, of, s.backend)
+	return fmt.Sprintf("%d of %d requests that both answered are left out: a stamp or the account of %s is missing, or the first event held more than one token", n, of, s.backend)
 }
 
 // taxNotes are what keeps the two sides of a tax from being alike.
@@ -199,6 +199,10 @@ func (s *seat) taxNotes(t *measure.Tax) (texts []string) {
 	busy := func(c measure.Cell) bool { return c.Busy }
 	if slices.ContainsFunc(ref.group.Cells, busy) || slices.ContainsFunc(s.group.Cells, busy) {
 		texts = append(texts, "the machine was busy with something else: a difference may be its doing")
+	}
+	hit := func(c measure.Cell) bool { return c.CacheHit() }
+	if slices.ContainsFunc(s.group.Cells, hit) {
+		texts = append(texts, "prompt tokens came from a prefix cache that should be off: prompt_ms and the total are less work than in process")
 	}
 	if s.load.Concurrency > 1 {
 		texts = append(texts, fmt.Sprintf("beside other requests waiting is booked in different places: %s counts batches without tokens of this request as queue, the server has them in prompt_ms and predicted_ms. The totals compare like with like, the parts do not quite", ref.backend))

@@ -113,6 +113,11 @@ func TestTaxSaysWhatIsNotAlike(t *testing.T) {
 				r.Server = bench.Server{}
 			}
 		}),
+		"prompt tokens came from a prefix cache that should be off": answersRun(func(r *results.Record) {
+			if r.Index == 3 {
+				r.Warn(bench.WarnCacheHit)
+			}
+		}),
 		"code · stream ×1 is not here: 3 of 3 requests":               fullFixture(),
 		"beside other requests waiting is booked in different places": fullFixture(),
 		"the machine was busy with something else":                    fullFixture(),
@@ -143,7 +148,7 @@ func TestTaxInsteadOfAccounts(t *testing.T) {
 	alone.add(cellSpec{task: "chat", mode: "stream", backend: "native", concurrency: 1, requests: 8, maxTokens: 20})
 	sweep := newFixture("runs/x", "native", "llama-server")
 	sweep.sweep([]string{"native", "llama-server"}, []int{64, 256})
-	tax, native, server := "Where the milliseconds go: llama-server against native", "Where native's milliseconds go", "Where llama-server's milliseconds go"
+	tax, native, server := "Where the milliseconds go: llama-server against native", "Where the milliseconds of native go", "Where the milliseconds of llama-server go"
 	for _, c := range []struct {
 		run  *results.Run
 		want []string
@@ -190,5 +195,31 @@ func TestTaxJSON(t *testing.T) {
 	}
 	if found != 9 { // as in the terminal, and the four lengths of the sweep
 		t.Errorf("%d taxes", found)
+	}
+}
+
+// All that a server tells of its time is shown, and no part that it does not tell.
+func TestServersOwnAccount(t *testing.T) {
+	f := newFixture("runs/x", "transformers")
+	f.add(cellSpec{task: "chat", mode: "stream", backend: "transformers", concurrency: 4, requests: 8, maxTokens: 20, change: func(r *results.Record) {
+		r.Server.Tokenize, r.Server.Queue = 2*ms, int64(r.Index)*10*ms
+	}})
+	d, err := newDocument([]*results.Run{f.run})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := d.runs[0].phases()
+	if len(all) != 1 || all[0].title != "Where the milliseconds of transformers go" {
+		t.Fatalf("%+v", all)
+	}
+	var heads []string
+	for _, c := range all[0].grids[0].columns {
+		heads = append(heads, c.head)
+	}
+	if want := []string{"", "total", "tokenize", "queue", "prefill", "decode", "rest"}; !slices.Equal(heads, want) {
+		t.Errorf("columns %q, want %q", heads, want)
+	}
+	if cells := all[0].grids[0].rows[0].cells; cells[2].main != "2.00" || cells[3].main != "35.0" {
+		t.Errorf("%+v, want 2 and 35 ms", cells)
 	}
 }

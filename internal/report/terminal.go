@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/jedib0t/go-pretty/v6/table"
@@ -102,52 +103,97 @@ func (p *printer) facts(facts []fact) {
 }
 
 // grid prints a table. Joined columns are put into the column before them, so
-// that rules stand between backends only. A table that is too wide is printed
-// in pieces, the first column before each.
+// that rules stand between backends only. Heads stand in two lines where that
+// makes it fit. A table that is too wide even so is printed in pieces as wide as
+// each other, the first column before each.
 func (p *printer) grid(g grid) {
-	const rule = 3 // " │ ", and as much before and behind
-	widths := g.widths()
+	heads, widths := []grid{g}, g.widths()
+	if !slices.ContainsFunc(g.columns, func(c column) bool { return c.joined }) && g.inAll(widths) > p.width {
+		lines := g.twoLines()
+		lower := lines[1].widths()
+		for i, upper := range lines[0].widths() {
+			lower[i] = columnWidth{max(lower[i].main, upper.main), max(lower[i].aside, upper.aside)}
+		}
+		if g.inAll(lower) <= p.width {
+			heads, widths = lines, lower
+		}
+	}
 	// need is the width of a column with those joined to it, and next the
 	// column after them.
 	need := func(i int) (width, next int) {
-		width = rule + widths[i].total()
+		width = ruleWidth + widths[i].total()
 		for next = i + 1; next < len(g.columns) && g.columns[next].joined; next++ {
-			width += 2 + widths[next].total()
+			width += joinWidth + widths[next].total()
 		}
 		return width, next
 	}
-	widest := 0
+	widest, columns := 0, 0
 	for i := 1; i < len(g.columns); {
 		w, next := need(i)
 		widest, i = max(widest, w), next
+		columns++
 	}
-	first := rule + widths[0].total()
+	first := ruleWidth + widths[0].total()
 	if most := max(p.width-widest, minLabel); first > most { // labels only: numbers are never cut
 		widths[0].main = max(widths[0].main-(first-most), 1)
-		first = rule + widths[0].total()
+		first = ruleWidth + widths[0].total()
 	}
-	for from := 1; from < len(g.columns) || from == 1; {
-		to, room := from, p.width-first
-		for to < len(g.columns) {
-			w, next := need(to)
-			if room < w && to > from {
-				break
+	// most columns in a piece: as many as fit, then as few as make no more pieces.
+	cut := func(most int) (ends []int) {
+		for from := 1; from < len(g.columns) || from == 1; {
+			to, room, n := from, p.width-first, 0
+			for ; to < len(g.columns) && n < most; n++ {
+				w, next := need(to)
+				if room < w && to > from {
+					break
+				}
+				to, room = next, room-w
 			}
-			to, room = next, room-w
+			from = max(to, from+1)
+			ends = append(ends, to)
 		}
-		if from > 1 {
+		return ends
+	}
+	ends := cut(max(columns, 1))
+	for most := columns - 1; most > 0; most-- {
+		if fewer := cut(most); len(fewer) == len(ends) {
+			ends = fewer
+		}
+	}
+	from := 1
+	for i, to := range ends {
+		if i > 0 {
 			p.blank()
 		}
-		p.piece(g, widths, from, to)
-		from = max(to, from+1)
+		p.piece(g, heads, widths, from, to)
+		from = to
 	}
 }
 
-// piece prints the first column of a table and those from from up to to.
-func (p *printer) piece(g grid, widths []columnWidth, from, to int) {
+// twoLines are two grids with the upper and the lower lines of the heads.
+func (g grid) twoLines() []grid {
+	upper, lower := g, g
+	upper.columns, lower.columns = slices.Clone(g.columns), slices.Clone(g.columns)
+	for i, c := range g.columns {
+		above, below := "", c.head
+		for at, r := range c.head {
+			if r == ' ' && max(text.StringWidth(c.head[:at]), text.StringWidth(c.head[at+1:])) < max(text.StringWidth(above), text.StringWidth(below)) {
+				above, below = c.head[:at], c.head[at+1:]
+			}
+		}
+		upper.columns[i].head, lower.columns[i].head = above, below
+	}
+	return []grid{upper, lower}
+}
+
+// piece prints the first column of a table and those from from up to to, with the
+// heads of each of heads.
+func (p *printer) piece(g grid, heads []grid, widths []columnWidth, from, to int) {
 	t := table.NewWriter()
 	t.SetStyle(tableStyle())
-	t.AppendHeader(p.cells(g, widths, nil, from, to))
+	for _, h := range heads {
+		t.AppendHeader(p.cells(h, widths, nil, from, to))
+	}
 	for i, r := range g.rows {
 		if r.group && i > 0 {
 			t.AppendSeparator()
@@ -164,6 +210,20 @@ func tableStyle() table.Style {
 	s.Options = table.Options{SeparateColumns: true, SeparateHeader: true}
 	s.Format = table.FormatOptions{} // our heads are written as they should be
 	return s
+}
+
+// Between columns are " │ ", and as much before and behind; two spaces before one
+// that is joined.
+const ruleWidth, joinWidth = 3, 2
+
+// inAll is the width of a table with columns of those widths.
+func (g grid) inAll(widths []columnWidth) (sum int) {
+	for i, w := range widths {
+		if sum += ruleWidth + w.total(); g.columns[i].joined {
+			sum += joinWidth - ruleWidth
+		}
+	}
+	return sum
 }
 
 // width of one column of a grid: of main and of aside.

@@ -208,8 +208,8 @@ func (c *cell) request(ctx context.Context, w *worker, i int, p Prompt) {
 	s.cut = false
 	for n := 0; n < c.job.Cell.Retries && again(err, s.trace); n++ {
 		wait := pauseLength(err, n)
-		if limit, ok := ctx.Deadline(); ok && time.Until(limit) < wait {
-			err = bench.Fail(bench.ClassOf(err), "%w; not sent again: the wait of %v before that would end after the time limit of the cell, %v", err, wait.Round(time.Millisecond), c.job.Cell.CellTimeout)
+		if outlasts(ctx, wait) {
+			err = bench.Fail(bench.ClassOf(err), "%w; not sent again: that would be in %v, after the time limit of the cell, %v: raise --cell-timeout", err, wait.Round(time.Millisecond), c.job.Cell.CellTimeout)
 			break
 		}
 		if !c.pause(ctx, wait) {
@@ -252,21 +252,26 @@ func again(err error, tr *bench.Trace) bool {
 
 const (
 	firstPause   = 100 * time.Millisecond // before the first retry; doubled each time
-	longestPause = 30 * time.Second
+	longestPause = 30 * time.Second       // of our own choice
 )
 
 // pauseLength is how long to wait before retry n, from 0: as long as the server
 // asked, or else longer each time, up to longestPause.
 func pauseLength(err error, n int) time.Duration {
-	wait := longestPause
-	if n < 10 {
-		wait = firstPause << n
-	}
 	var f *bench.Failure
 	if errors.As(err, &f) && f.RetryAfter > 0 {
-		wait = f.RetryAfter
+		return f.RetryAfter
 	}
-	return wait
+	if n >= 10 {
+		return longestPause
+	}
+	return min(firstPause<<n, longestPause)
+}
+
+// outlasts tells whether a pause would end after the cell's time limit.
+func outlasts(ctx context.Context, pause time.Duration) bool {
+	deadline, limited := ctx.Deadline()
+	return limited && time.Until(deadline) < pause
 }
 
 // pause waits before a retry; false when the cell is over before.

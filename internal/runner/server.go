@@ -3,6 +3,7 @@ package runner
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nativebench/nativebench/internal/bench"
@@ -67,7 +68,7 @@ func (c *Client) Note(r *results.Record) {
 	exact := r.Counted != bench.CountNone && r.Counted != bench.CountTokenizer
 	switch {
 	case c.OutputTokens < 0:
-	case r.Class != bench.OK || !exact:
+	case r.Class != bench.OK || !exact || r.Retries > 0 || slices.Contains(r.Warnings, bench.WarnRedialled):
 		c.OutputTokens = -1 // what the server made of it is not known
 	default:
 		c.OutputTokens += r.OutputTokens

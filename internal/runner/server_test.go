@@ -136,8 +136,12 @@ func TestClientNote(t *testing.T) {
 	if want := (Client{OutputTokens: 13, FirstStart: 5, LastEnd: 90, WarmupEnd: 8}); c != want {
 		t.Errorf("%+v, want %+v", c, want)
 	}
+	// The server may have made tokens for what it did not answer.
+	again, redialled := record(1, 2, 3, bench.CountUsage, bench.OK), record(1, 2, 3, bench.CountUsage, bench.OK)
+	again.Retries = 1
+	redialled.Warn(bench.WarnRedialled)
 	for _, r := range []*results.Record{
-		record(1, 2, 3, bench.CountTokenizer, bench.OK), record(1, 2, 3, bench.CountNone, bench.OK), record(1, 2, 3, bench.CountUsage, bench.Timeout),
+		again, redialled, record(1, 2, 3, bench.CountTokenizer, bench.OK), record(1, 2, 3, bench.CountNone, bench.OK), record(1, 2, 3, bench.CountUsage, bench.Timeout),
 	} {
 		unknown := c
 		unknown.Note(r)

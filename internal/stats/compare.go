@@ -25,7 +25,8 @@ type Comparison struct {
 	Lo, Hi  float64 // percentile-bootstrap interval of Ratio; NaN with too few samples
 	P       float64 // two-sided; NaN without samples
 	Verdict Verdict
-	// Why there is no verdict, of TooFew and Withheld: one clause for people.
+	// Why there is no verdict, of TooFew and Withheld: for people, a clause for each
+	// reason, the first to be mended first.
 	Why    string
 	Paired bool // by ComparePaired
 	// Used is how many values of either side went in, Of how many the side with
@@ -33,11 +34,15 @@ type Comparison struct {
 	Used, Of int
 }
 
-// Withhold takes the verdict back, if there is one.
+// Withhold takes the verdict back, if there is one, and adds why there is none.
 func (c *Comparison) Withhold(why string) {
 	if c.Verdict == Differs || c.Verdict == NoneFound {
-		c.Verdict, c.Why = Withheld, why
+		c.Verdict = Withheld
 	}
+	if c.Why != "" {
+		c.Why += "; and "
+	}
+	c.Why += why
 }
 
 // resamples of the bootstrap: the 2.5 % point then rests on 50 of them.

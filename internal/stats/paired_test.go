@@ -71,11 +71,11 @@ func TestWithhold(t *testing.T) {
 	c := Comparison{Verdict: Differs}
 	c.Withhold("first")
 	c.Withhold("second")
-	if c.Verdict != Withheld || c.Why != "first" {
+	if c.Verdict != Withheld || c.Why != "first; and second" {
 		t.Errorf("%+v", c)
 	}
 	c = Comparison{Verdict: TooFew, Why: "few"}
-	if c.Withhold("more"); c.Verdict != TooFew || c.Why != "few" {
+	if c.Withhold("more"); c.Verdict != TooFew || c.Why != "few; and more" {
 		t.Errorf("%+v", c)
 	}
 }
