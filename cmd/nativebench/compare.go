@@ -28,7 +28,7 @@ func compareCommand(known registry) *cli.Command {
 			"   nativebench compare --model phi-2                        the whole experiment for phi-2\n" +
 			"   nativebench compare --weights synthetic                  gpt2 with random numbers: no download\n" +
 			"   nativebench compare --task chat --mode stream --concurrency 1,4\n" +
-			"   nativebench compare --gguf model.gguf --model phi-2 --repeat 5   \n" +
+			"   nativebench compare --gguf model.gguf --model phi-2 --repeat 5\n" +
 			"   nativebench compare --prompt-tokens 32,64,128,256,512    context scaling\n" +
 			"   nativebench compare --backends native,vllm,transformers  servers in Python, started here\n" +
 			"   nativebench compare --endpoint vllm=http://host:8000     a server that runs already\n" +
