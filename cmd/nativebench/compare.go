@@ -61,7 +61,7 @@ func measureAction(c *cli.Context, known registry, base plan.Plan) error {
 	if err := s.check(); err != nil {
 		return err
 	}
-	stop := listen(c.Context, c.App.ErrWriter, drains)
+	stop := listen(c.Context, c.App.ErrWriter)
 	defer stop.close()
 	if err := s.readyToRun(stop, c.App.ErrWriter); err != nil {
 		if stop.stopped() {
@@ -117,6 +117,7 @@ func (s *setup) runAndReport(c *cli.Context, stop *stopper, manifest *results.Ma
 		return usageError{err}
 	}
 	s.header(c.App.ErrWriter, todo)
+	stop.measures.Store(true)
 	runErr := x.run(todo)
 	err = errors.Join(runErr, x.w.Close())
 	if runErr != nil {

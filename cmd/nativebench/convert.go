@@ -62,7 +62,7 @@ func convertAction(c *cli.Context) error {
 	if err := spec.Check(); err != nil {
 		return usageError{err}
 	}
-	stop := listen(c.Context, c.App.ErrWriter, stops)
+	stop := listen(c.Context, c.App.ErrWriter)
 	defer stop.close()
 	ctx, cancel := stop.either()
 	defer cancel()

@@ -196,7 +196,7 @@ func synthModel(c *cli.Context) error {
 	if err := checkDisk([]diskNeed{{"synthetic weights of " + m.Key, absolute(out), bytes}}, "choose a directory on another disk with --out, or write less (--gguf-only, --layers)"); err != nil {
 		return err
 	}
-	stop := listen(c.Context, c.App.ErrWriter, stops)
+	stop := listen(c.Context, c.App.ErrWriter)
 	defer stop.close()
 	ctx, cancel := stop.either()
 	defer cancel()

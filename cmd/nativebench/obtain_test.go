@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/nativebench/nativebench/internal/convert"
@@ -194,6 +196,38 @@ func TestDamagedDownloadIsNotMeasured(t *testing.T) {
 	}
 	if _, err := os.Stat(out); err == nil {
 		t.Error("there is a run directory")
+	}
+}
+
+// Ctrl-C ends a download of compare's; the same command goes on there.
+func TestCompareStopsAndGoesOn(t *testing.T) {
+	h := hubOfGPT2(t)
+	args := holding(filepath.Join(t.TempDir(), "run"), fakeConverter(t))
+	var asked atomic.Int32
+	h.Fault(true, "GET", -1, func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if asked.Add(1) == 1 {
+			next.ServeHTTP(w, r)
+			return
+		}
+		<-r.Context().Done()
+	})
+	h.Repo("openai-community/gpt2").Files["model.safetensors"] = hubtest.Safetensors(70<<20, 1) // two requests
+	h.Add("openai-community/gpt2", h.Repo("openai-community/gpt2"))
+	cmd := program(t, nil, args...)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "a second request for the weights", func() bool { return asked.Load() > 1 })
+	cmd.Process.Signal(syscall.SIGINT)
+	cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); code != exitInterrupted || strings.Contains(stderr.String(), "requests in flight") || !strings.Contains(stderr.String(), "stopped; what has arrived is kept, the same command goes on there\n") {
+		t.Fatalf("status %d: %s", code, stderr.String())
+	}
+	h.Forget()
+	if code, _, stderr := invoke(t, args...); code != exitOK || !strings.Contains(stderr, "70 MiB") {
+		t.Errorf("status %d\n%s", code, stderr)
 	}
 }
 

@@ -38,7 +38,7 @@ func pullModel(c *cli.Context) error {
 	if err != nil {
 		return usageError{err}
 	}
-	stop := listen(c.Context, c.App.ErrWriter, stops)
+	stop := listen(c.Context, c.App.ErrWriter)
 	defer stop.close()
 	ctx, cancel := stop.either()
 	defer cancel()

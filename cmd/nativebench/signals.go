@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -14,17 +15,13 @@ type stopper struct {
 	ctx   context.Context // done at the second Ctrl-C: stop now
 	drain chan struct{}   // closed at the first: let requests in flight end
 	close func()
+
+	measures atomic.Bool // there are requests to wait for
 }
 
-// What the first Ctrl-C is answered with.
-const (
-	drains = "stopping: waiting for the requests in flight (Ctrl-C again to stop now)"
-	stops  = "stopping"
-)
-
-// listen catches SIGINT and SIGTERM until close, and says first at the first. A third signal has its usual
+// listen catches SIGINT and SIGTERM until close. A third signal has its usual
 // effect; children and servers end with this process in any case.
-func listen(parent context.Context, say io.Writer, first string) *stopper {
+func listen(parent context.Context, say io.Writer) *stopper {
 	ctx, cancel := context.WithCancel(parent)
 	s := &stopper{ctx: ctx, drain: make(chan struct{})}
 	signals := make(chan os.Signal, 2)
@@ -45,7 +42,11 @@ func listen(parent context.Context, say io.Writer, first string) *stopper {
 				cancel()
 				return
 			default:
-				fmt.Fprintln(say, "\n"+first)
+				what := "\nstopping"
+				if s.measures.Load() {
+					what += ": waiting for the requests in flight (Ctrl-C again to stop now)"
+				}
+				fmt.Fprintln(say, what)
 				close(s.drain)
 			}
 		}

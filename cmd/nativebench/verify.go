@@ -109,7 +109,7 @@ func verifyAction(c *cli.Context, known registry, base plan.Plan) error {
 	if err := s.check(); err != nil {
 		return err
 	}
-	stop := listen(c.Context, c.App.ErrWriter, stops)
+	stop := listen(c.Context, c.App.ErrWriter)
 	defer stop.close()
 	if err := s.readyToRun(stop, c.App.ErrWriter); err != nil {
 		if stop.stopped() {

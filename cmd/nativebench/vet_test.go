@@ -50,7 +50,7 @@ func TestVettingStartsNoServerTwice(t *testing.T) {
 			t.Fatal(err)
 		}
 		var said bytes.Buffer
-		x := &execution{setup: s, stop: listen(t.Context(), io.Discard, drains), show: newProgress(&said, s.cells), manifest: &results.Manifest{Schema: results.Schema}}
+		x := &execution{setup: s, stop: listen(t.Context(), io.Discard), show: newProgress(&said, s.cells), manifest: &results.Manifest{Schema: results.Schema}}
 		defer x.stop.close()
 		if x.w, err = results.Create(filepath.Join(t.TempDir(), "run"), x.manifest); err != nil {
 			t.Fatal(err)
