@@ -239,7 +239,11 @@ func (s *setup) diskNeeds(pulls map[string]*hub.Plan) (list []diskNeed, err erro
 			if err != nil {
 				return nil, err
 			}
-			list = append(list, diskNeed{key + " as GGUF", spec.CacheDir, s.models[key].shape.TensorBytes})
+			shape := s.models[key].shape
+			if f16 := 2 * shape.Params; shape.TensorBytes < f16 {
+				list = append(list, diskNeed{key + " in F16 on the way", spec.CacheDir, f16})
+			}
+			list = append(list, diskNeed{key + " as GGUF", spec.CacheDir, shape.TensorBytes})
 		} else if s.weights == synthetic && s.pathOf(key) == "" {
 			spec := s.synthSpec(key)
 			dir, err := syntheticDir(spec)

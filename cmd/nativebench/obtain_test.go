@@ -59,6 +59,9 @@ func TestCompareFetchesWhatIsMissing(t *testing.T) {
 		!strings.HasPrefix(stderr, "not here yet, and made first: openai-community/gpt2 from the hub, 20 MiB, into "+hubDir+"; gpt2 as GGUF, 239 MiB, into ") {
 		t.Errorf("dry run: status %d\n%s%s", code, stdout, stderr)
 	}
+	if code, _, stderr := invoke(t, holding(out, engineDir, "--dry-run", "--dtype", "q4_k_m")...); code != exitOK || !strings.Contains(stderr, "; gpt2 in F16 on the way, 237 MiB, into ") || !strings.Contains(stderr, "; gpt2 as GGUF, 67 MiB, into ") {
+		t.Errorf("dry run of Q4_K_M: status %d\n%s", code, stderr)
+	}
 	if _, err := os.Stat(hubDir); err == nil {
 		t.Error("the dry run wrote into the hub's cache")
 	}
