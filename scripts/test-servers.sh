@@ -26,6 +26,9 @@ for name in "$@"; do
     if [ "$row" = transformers ]; then
         echo "== $name: scripts/python/test_transformers_server.py"
         HF_HUB_OFFLINE=1 "$bin/python" scripts/python/test_transformers_server.py "$(dirname "$(scripts/tiny-model.sh)")/hf"
+        # Phi-2's checkpoints have another form than Transformers 4.36 knows.
+        NATIVEBENCH_PYTHON_TRANSFORMERS=$(dirname "$bin") "${GO:-go}" run ./cmd/nativebench verify --weights synthetic --model phi-2 --layers 2 --width 160 \
+            --backends native,transformers --prompts 4 --max-tokens 16
     fi
 done
 echo "== conformance"

@@ -14,7 +14,9 @@ import argparse
 import asyncio
 import json
 import math
+import pathlib
 import platform
+import re
 import threading
 import time
 import uuid
@@ -27,6 +29,7 @@ import transformers
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
@@ -193,6 +196,38 @@ class Gone(StoppingCriteria):
 OLD = tuple(int(x) for x in transformers.__version__.split(".")[:2]) < (4, 39)
 
 
+def load(path: str, kind: dict[str, Any]) -> Any:
+    """The model with all of its weights: what a checkpoint lacks Transformers fills with random numbers and goes on."""
+    model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **kind)
+    missing = set(info["missing_keys"]) - fuse(model, path, info["missing_keys"])
+    if missing:
+        raise SystemExit(
+            f"transformers_server: {path} has no {sorted(missing)[0]} and {len(missing) - 1} more tensors that "
+            f"{type(model).__name__} of Transformers {transformers.__version__} wants: use another version of it"
+        )
+    return model
+
+
+def fuse(model: Any, path: str, missing: Any) -> set[str]:
+    """Fills query_key_value of Phi as Transformers before 4.37 has it, one matrix of rows by head, then query, key and
+    value, from the three matrices of today's checkpoints. Returns what it has filled."""
+    parts, done = {}, set()
+    for file in sorted(pathlib.Path(path).glob("*.safetensors")) if missing and model.config.model_type == "phi" else []:
+        with safe_open(file, framework="pt") as tensors:
+            parts.update({name: tensors.get_tensor(name) for name in tensors.keys() if PROJECTION.search(name)})
+    for name in missing:
+        three = [parts.get(name.replace("query_key_value", part)) for part in ("q_proj", "k_proj", "v_proj")]
+        if ".query_key_value." not in name or any(t is None for t in three):
+            continue
+        heads = [t.unflatten(0, (model.config.num_attention_heads, -1)) for t in three]
+        model.get_parameter(name).data.copy_(torch.stack(heads, dim=1).flatten(0, 2))
+        done.add(name)
+    return done
+
+
+PROJECTION = re.compile(r"\.self_attn\.[qkv]_proj\.")
+
+
 class Model:
     def __init__(self, args: argparse.Namespace):
         dtype = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
@@ -201,7 +236,7 @@ class Model:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.tokenizer = AutoTokenizer.from_pretrained(args.model)
-        self.model = AutoModelForCausalLM.from_pretrained(args.model, **kind).to(device).eval()
+        self.model = load(args.model, kind).to(device).eval()
         config = self.model.config
         self.context = min(args.max_model_len or 1 << 30, getattr(config, "max_position_embeddings", 1 << 30))
         # The one thing that is taken from generation_config.json is what ends a text: chat models end with several ids.

@@ -51,6 +51,7 @@ func TestRefusals(t *testing.T) {
 	writeGGUF(t, filepath.Join(dir, "vocab.gguf"), "gpt2", 1024, 64, false)
 
 	t.Setenv("HF_HUB_CACHE", filepath.Join(dir, "hub"))
+	t.Setenv("HF_ENDPOINT", "http://127.0.0.1:1") // nothing listens there
 	hf := filepath.Join(dir, "hf")
 	if err := os.Mkdir(hf, 0o755); err != nil {
 		t.Fatal(err)
@@ -58,6 +59,15 @@ func TestRefusals(t *testing.T) {
 	file("hf/config.json", "{}")
 	const header = `{"a":{"dtype":"F16","shape":[1],"data_offsets":[0,2]}}`
 	file("hf/model.safetensors", string(rune(len(header)))+"\x00\x00\x00\x00\x00\x00\x00"+header+"xx")
+
+	// An engine with the converter in it; no Python environment for it.
+	tools := filepath.Join(dir, "tools")
+	if err := os.MkdirAll(filepath.Join(tools, "convert"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	file("tools/convert/convert_hf_to_gguf.py", "")
+	file("tools/llama-quantize", "")
+	t.Setenv(pythonVariable(convertEnv), none)
 
 	files, err := os.ReadDir(dir)
 	if err != nil {
@@ -146,13 +156,28 @@ func TestRefusals(t *testing.T) {
 		weights(filepath.Join(dir, "short.gguf")),
 		weights(filepath.Join(dir, "vocab.gguf")),
 		append(weights(filepath.Join(dir, "whole.gguf")), "--model", "gpt2,phi-2"),
-		{"compare", "--backends", "holder", "--engine-dir", none},
-		{"compare", "--backends", "holder", "--model", "phi-2", "--engine-dir", none},
-		{"compare", "--backends", "holder", "--dtype", "q4", "--engine-dir", none},
-		{"compare", "--backends", "holder", "--model", "llama-2-7b-chat", "--width", "100", "--engine-dir", none},
-		{"compare", "--backends", "holder", "--model", "mistral-7b-instruct", "--layers", "2", "--width", "128", "--engine-dir", none},
-		{"compare", "--backends", "holder", "--layers", "-2", "--engine-dir", none},
+		{"compare", "--backends", "holder", "--weights", "synthetic", "--engine-dir", none},
+		{"compare", "--backends", "holder", "--weights", "synthetic", "--model", "phi-2", "--engine-dir", none},
+		{"compare", "--backends", "holder", "--weights", "synthetic", "--dtype", "q4", "--engine-dir", none},
+		{"compare", "--backends", "holder", "--weights", "synthetic", "--model", "llama-2-7b-chat", "--width", "100", "--engine-dir", none},
+		{"compare", "--backends", "holder", "--weights", "synthetic", "--model", "mistral-7b-instruct", "--layers", "2", "--width", "128", "--engine-dir", none},
+		{"compare", "--backends", "holder", "--weights", "synthetic", "--layers", "-2", "--engine-dir", none},
 		append(weights(filepath.Join(dir, "whole.gguf")), "--layers", "2"),
+		{"compare", "--backends", "holder", "--layers", "2"},
+		{"compare", "--backends", "holder", "--hf-dir", hf, "--width", "768"},
+		{"compare", "--backends", "holder", "--hf-dir", hf, "--weights", "synthetic"},
+		{"compare", "--backends", "holder", "--hf-dir", hf, "--revision", "v1"},
+		{"compare", "--backends", "holder", "--revision", "v1", "--model", "gpt2,phi-2"},
+		{"compare", "--backends", "holder", "--revision", "../v1"},
+		append(weights(filepath.Join(dir, "whole.gguf")), "--dtype", "bf16"),
+		append(weights(filepath.Join(dir, "whole.gguf")), "--revision", "v1"),
+		{"compare", "--backends", "holder", "--offline"},
+		{"run", "--backend", "holder", "--offline", "--model", "phi-2"},
+		{"verify", "--backends", "fake,holder", "--offline"},
+		{"compare", "--backends", "holder", "--dtype", "f32"},
+		{"compare", "--backends", "holder", "--engine-dir", none},
+		{"compare", "--backends", "holder", "--engine-dir", tools},
+		{"compare", "--backends", "holder", "--hf-dir", hf, "--engine-dir", tools},
 		{"compare", "--backends", "holder", "--gguf", none},
 		{"compare", "--backends", "holder", "--gguf", text, "--weights", text},
 		{"compare", "--backends", "holder", "--hf-dir", none},
@@ -224,6 +249,7 @@ func writeGGUF(t *testing.T, path, arch string, context, width uint32, tensors b
 		{Key: arch + ".block_count", Value: uint32(1)},
 		{Key: arch + ".embedding_length", Value: width},
 		{Key: arch + ".attention.head_count", Value: uint32(1)},
+		{Key: "general.file_type", Value: uint32(1)},
 		{Key: gguf.SyntheticKey, Value: true},
 		{Key: gguf.SeedKey, Value: uint64(3)},
 	}

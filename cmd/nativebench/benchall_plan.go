@@ -19,7 +19,6 @@ import (
 	"github.com/nativebench/nativebench/internal/hub"
 	"github.com/nativebench/nativebench/internal/plan"
 	"github.com/nativebench/nativebench/internal/report"
-	"github.com/nativebench/nativebench/internal/synth"
 )
 
 func tableRow(cells ...any) table.Row { return cells }
@@ -43,7 +42,7 @@ const diskMargin = 1 << 30
 
 func planWhole(c *cli.Context, known registry, options map[string]string) (*wholeBench, error) {
 	w := &wholePlanner{c: c, known: known, base: newSetup(c, known, wholePlan()), planned: map[string]int64{}}
-	w.base.weights, w.base.weightsFlag = synthetic, "--weights"
+	w.base.weights, w.base.weightsFlag, w.base.weightsGiven = synthetic, "--weights", false // it is said of each run
 	w.out = &wholeBench{Schema: allSchema, Created: time.Now().UTC(), Command: argv(c), Options: options}
 	if !c.IsSet("backends") {
 		w.base.plan.Backends = nil
@@ -170,7 +169,7 @@ func (w *wholePlanner) model(key string, backends []string) {
 	}
 	s := *w.base
 	s.plan.Models, s.plan.Backends = []string{key}, slices.Clone(backends)
-	var weights []string
+	weights := []string{"--weights", synthetic}
 	switch {
 	case w.hub:
 		found, err := hub.Find(m.HubID, "")
@@ -178,13 +177,13 @@ func (w *wholePlanner) model(key string, backends []string) {
 			w.omit(key, "no weights: %s; nativebench models pull %s", oneLine(err), key)
 			return
 		}
-		s.hfDir, weights = found.Dir, []string{"--hf-dir", found.Dir}
+		s.weights, s.hfDir, weights = fromHub, found.Dir, []string{"--hf-dir", found.Dir}
 	case w.paths != nil && w.paths[key] == "":
 		w.omit(key, "no weights: --weights names none for it")
 		return
 	case w.paths != nil:
 		if st, err := os.Stat(w.paths[key]); err == nil && st.IsDir() {
-			s.hfDir, weights = w.paths[key], []string{"--hf-dir", w.paths[key]}
+			s.weights, s.hfDir, weights = fromHub, w.paths[key], []string{"--hf-dir", w.paths[key]}
 			break
 		}
 		s.weights, weights = w.paths[key], []string{"--gguf", w.paths[key]}
@@ -200,12 +199,11 @@ func (w *wholePlanner) model(key string, backends []string) {
 		w.omit(key, "%s", oneLine(err))
 		return
 	}
-	shape, err := s.foreseen(m)
+	mod, err := s.foreseen(key)
 	if err != nil {
 		w.omit(key, "%s", oneLine(err))
 		return
 	}
-	mod := &model{Model: m, shape: shape}
 	tasks := s
 	w.add(key+"-tasks", &tasks, mod, weights)
 	if w.limit || len(w.lengths) > 0 {
@@ -240,47 +238,11 @@ func (w *wholePlanner) lengthsFor(p plan.Plan, m plan.Model) []int {
 	return append(list, cells[0].Prompt)
 }
 
-// foreseen is the shape of a model's weights before they are there.
-func (s *setup) foreseen(m plan.Model) (gguf.Summary, error) {
-	if s.weights != synthetic {
-		f, err := gguf.ReadFile(s.weights)
-		if err != nil {
-			return gguf.Summary{}, err
-		}
-		return f.Summary()
-	}
-	tensors, err := synth.Tensors(m.Key)
-	if err != nil {
-		return gguf.Summary{}, err
-	}
-	shape := tableShape(m, tensors)
-	if s.hfDir != "" || s.layers == 0 && s.width == 0 {
-		return shape, nil
-	}
-	params, err := s.synthSpec(m.Key).Params()
-	if err != nil {
-		return shape, err
-	}
-	layers, width := float64(shape.Layers), float64(shape.Width)
-	if s.layers > 0 {
-		shape.Layers = s.layers
-	}
-	if s.width > 0 {
-		shape.Width = s.width
-		shape.FFN = int(float64(shape.FFN) * float64(s.width) / width)
-	}
-	scale := float64(shape.Layers) / layers * float64(shape.Width) / width
-	shape.KVPerToken = int64(float64(shape.KVPerToken) * scale)
-	shape.TensorBytes = int64(float64(shape.TensorBytes) * float64(params) / float64(shape.Params))
-	shape.Params = params
-	return shape, nil
-}
-
 // disk is how many bytes of weights a run will write, besides what runs before
 // it will.
 func (w *wholePlanner) disk(s *setup, shape gguf.Summary) int64 {
 	key := s.plan.Models[0]
-	if len(s.holders()) == 0 || s.weights != synthetic {
+	if len(s.holders()) == 0 || s.pathOf(key) != "" {
 		return 0
 	}
 	if s.hfDir != "" { // the converted file; none if it was made before

@@ -10,9 +10,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nativebench/nativebench/internal/gguf"
 	"github.com/nativebench/nativebench/internal/plan"
 	"github.com/nativebench/nativebench/internal/results"
+	"github.com/nativebench/nativebench/internal/synth"
 	"github.com/nativebench/nativebench/native"
 )
 
@@ -270,8 +270,8 @@ func planner(backends ...string) (*wholePlanner, *setup, *model) {
 	s := &setup{known: testRegistry(), plan: p, weights: synthetic, dtype: "f16"}
 	s.engine = p.Engine
 	m, _ := plan.ModelByKey("phi-2") // it is in the table
-	shape, _ := s.foreseen(m)
-	return &wholePlanner{known: s.known, base: s, out: &wholeBench{}, planned: map[string]int64{}}, s, &model{Model: m, shape: shape}
+	tensors, _ := synth.Tensors("phi-2")
+	return &wholePlanner{known: s.known, base: s, out: &wholeBench{}, planned: map[string]int64{}}, s, &model{Model: m, shape: tableShape(m, tensors)}
 }
 
 func TestWhatDoesNotFitIsLeftOut(t *testing.T) {
@@ -386,29 +386,6 @@ func TestLengthsToTheLimit(t *testing.T) {
 		if got := fmt.Sprint(w.lengthsFor(wholePlan(), m)); got != want {
 			t.Errorf("%s: %s, want %s", key, got, want)
 		}
-	}
-}
-
-// A relative's shape is foreseen as its file will have it, so far as memory
-// goes.
-func TestForeseenShape(t *testing.T) {
-	dir := os.Getenv(native.EnvDir)
-	if dir == "" {
-		t.Skipf("needs the engine's vocabularies: set %s", native.EnvDir)
-	}
-	_, s, m := planner("native")
-	full := m.shape
-	s.engineDir, s.layers = dir, 2
-	half, err := s.foreseen(m.Model)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if half.Layers != 2 || half.KVPerToken != full.KVPerToken*2/32 || half.TensorBytes >= full.TensorBytes/4 || half.Params >= full.Params/4 {
-		t.Errorf("%+v, the whole %+v", half, full)
-	}
-	var none gguf.Summary
-	if half == none {
-		t.Error("nothing was foreseen")
 	}
 }
 

@@ -25,9 +25,10 @@ func compareCommand(known registry) *cli.Command {
 		Name:  "compare",
 		Usage: "measure backends side by side: the bare model, and servers of it",
 		Description: "Examples:\n" +
-			"   nativebench compare                                      the whole experiment for gpt2\n" +
+			"   nativebench compare --model phi-2                        the whole experiment for phi-2\n" +
+			"   nativebench compare --weights synthetic                  gpt2 with random numbers: no download\n" +
 			"   nativebench compare --task chat --mode stream --concurrency 1,4\n" +
-			"   nativebench compare --weights model.gguf --model phi-2 --repeat 5\n" +
+			"   nativebench compare --gguf model.gguf --model phi-2 --repeat 5\n" +
 			"   nativebench compare --prompt-tokens 32,64,128,256,512    context scaling\n" +
 			"   nativebench compare --backends native,vllm,transformers  servers in Python, started here\n" +
 			"   nativebench compare --endpoint vllm=http://host:8000     a server that runs already\n" +
@@ -69,6 +70,11 @@ func measureAction(c *cli.Context, known registry, base plan.Plan) error {
 		if stop.stopped() {
 			return exitStatus(exitInterrupted) // nothing was measured yet
 		}
+		if not := notHereYet(nil); errors.As(err, &not) {
+			fmt.Fprintln(c.App.ErrWriter, not)
+			s.listCells(c.App.Writer, s.todo())
+			return nil
+		}
 		return err
 	}
 	manifest, err := s.newManifest(argv(c))
@@ -78,9 +84,7 @@ func measureAction(c *cli.Context, known registry, base plan.Plan) error {
 	todo := s.order(s.todo())
 	if c.Bool("dry-run") {
 		s.header(c.App.ErrWriter, todo)
-		for _, i := range todo {
-			fmt.Fprintln(c.App.Writer, s.cells[i].ID())
-		}
+		s.listCells(c.App.Writer, todo)
 		return nil
 	}
 	stopPprof := func() error { return nil }
@@ -94,6 +98,12 @@ func measureAction(c *cli.Context, known registry, base plan.Plan) error {
 		fmt.Fprintf(c.App.ErrWriter, "warning: --pprof: %v\n", pprofErr)
 	}
 	return err
+}
+
+func (s *setup) listCells(w io.Writer, todo []int) {
+	for _, i := range todo {
+		fmt.Fprintln(w, s.cells[i].ID())
+	}
 }
 
 func (s *setup) readyToRun(stop *stopper, out io.Writer) error {
@@ -120,6 +130,7 @@ func (s *setup) runAndReport(c *cli.Context, stop *stopper, manifest *results.Ma
 		return usageError{err}
 	}
 	s.header(c.App.ErrWriter, todo)
+	stop.measures.Store(true)
 	runErr := x.run(todo)
 	err = errors.Join(runErr, x.w.Close())
 	if runErr != nil {

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/nativebench/nativebench/internal/gguf"
+	"github.com/nativebench/nativebench/internal/hub"
 	"github.com/nativebench/nativebench/internal/plan"
 	"github.com/nativebench/nativebench/internal/results"
 	"github.com/nativebench/nativebench/internal/tokenizer"
@@ -45,6 +46,8 @@ func (s *setup) counterOf(m plan.Model) (*counter, error) {
 		path, differs, hash = held.file.Path, "", held.file.SHA256
 	case s.plan.Vocab != "":
 		path, differs = s.plan.Vocab, "" // that it is the model's is the user's word
+	case s.cachedVocabulary(m) != "":
+		path, differs = s.cachedVocabulary(m), ""
 	case file == "":
 		c.entry.Note = fmt.Sprintf("no vocabulary of %s comes with the engine; give --vocab FILE.gguf", m.Key)
 		return c, nil
@@ -68,7 +71,31 @@ func (s *setup) counterOf(m plan.Model) (*counter, error) {
 	return c, nil
 }
 
+// cachedVocabulary is the model's tokenizer.json in the hub's cache, where that
+// is what weights would be taken from; "" if there is none that can be read.
+func (s *setup) cachedVocabulary(m plan.Model) string {
+	if s.weights != fromHub {
+		return ""
+	}
+	have, err := hub.Find(m.HubID, s.revision)
+	if err != nil {
+		return ""
+	}
+	path := filepath.Join(have.Dir, tokenizer.JSONName)
+	if _, err := tokenizer.OpenJSON(path); err != nil {
+		return ""
+	}
+	return path
+}
+
 func (c *counter) open(engineDir, path string) error {
+	if filepath.Base(path) == tokenizer.JSONName {
+		t, err := tokenizer.OpenJSON(path)
+		if err == nil {
+			c.Counter = t
+		}
+		return err
+	}
 	if v, err := native.OpenVocab(engineDir, path); err == nil {
 		c.Counter, c.close = v, func() { v.Close() }
 		return nil
@@ -91,12 +118,14 @@ func (c *counter) exactly(text string) (int, bool) {
 }
 
 // checkVocab refuses a --vocab that cannot be counted with. Without a backend
-// that loads weights a file of --weights is that, too: nothing else of it is
-// used.
+// that loads weights a file of --weights is that, too, and the tokenizer.json of
+// an --hf-dir: nothing else of them is used.
 func (s *setup) checkVocab() error {
 	holders, flag := s.holders(), "--vocab"
 	if s.plan.Vocab == "" && strings.HasSuffix(s.weights, ".gguf") && len(holders) == 0 {
-		s.plan.Vocab, flag = s.weights, "--weights"
+		s.plan.Vocab, flag = s.weights, s.weightsFlag
+	} else if s.plan.Vocab == "" && s.hfDir != "" && len(holders) == 0 {
+		s.plan.Vocab, flag = filepath.Join(s.hfDir, tokenizer.JSONName), "--hf-dir"
 	}
 	path := s.plan.Vocab
 	switch {
@@ -108,21 +137,25 @@ func (s *setup) checkVocab() error {
 		return refuse("%s %s is of one model, but %d are asked for (%s): name one --model", flag, path, len(s.plan.Models), strings.Join(s.plan.Models, ", "))
 	}
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		return refuse("%s %s: there is no such file; give a GGUF file", flag, path)
+		return refuse("%s %s: there is no such file; give a GGUF file, or a %s", flag, path, tokenizer.JSONName)
 	}
-	f, err := gguf.ReadFile(path)
-	if err != nil {
-		return refuse("%s: %w", flag, err)
-	}
-	m, err := plan.ModelByKey(s.plan.Models[0])
-	if err != nil {
-		return usageError{err}
-	}
-	if arch, err := gguf.Get[string](f, "general.architecture"); err != nil || arch != m.Arch {
-		return refuse("%s %s: it is of a %s model, and %s is %s: give that model's, or name the right --model (%s)", flag, path, arch, m.Key, m.Arch, modelKeys())
+	if filepath.Base(path) != tokenizer.JSONName { // which does not say whose it is
+		f, err := gguf.ReadFile(path)
+		if err != nil {
+			return refuse("%s: %w", flag, err)
+		}
+		m, err := plan.ModelByKey(s.plan.Models[0])
+		if err != nil {
+			return usageError{err}
+		}
+		if arch, err := gguf.Get[string](f, "general.architecture"); err != nil || arch != m.Arch {
+			return refuse("%s %s: it is of a %s model, and %s is %s: give that model's, or name the right --model (%s)", flag, path, arch, m.Key, m.Arch, modelKeys())
+		}
 	}
 	c := counter{close: func() {}}
 	switch err := c.open(s.engineDir, path); {
+	case errors.Is(err, tokenizer.ErrUnsupported) && filepath.Base(path) == tokenizer.JSONName:
+		return refuse("%s: %w; give --vocab FILE.gguf instead", flag, err)
 	case errors.Is(err, tokenizer.ErrUnsupported):
 		return refuse("%s: %w; leave it away, or use a program with the engine in it", flag, err)
 	case err != nil:

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nativebench/nativebench/internal/hub/hubtest"
 	"github.com/nativebench/nativebench/internal/plan"
 	"github.com/nativebench/nativebench/internal/results"
 	"github.com/nativebench/nativebench/internal/synth"
@@ -140,10 +141,20 @@ func TestCountsAreSaid(t *testing.T) {
 	if err := os.WriteFile(file, []byte(`{"prompt":"Short."}`+"\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	hf := t.TempDir() // of an endpoint's model: its tokenizer alone
+	const small = `{"pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false},"model":{"vocab":{"S":0,"h":1,"o":2,"r":3,"t":4,".":5,"ho":6},"merges":["h o"]}}`
+	if err := os.WriteFile(filepath.Join(hf, "tokenizer.json"), []byte(small), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		args []string
 		want []string
 	}{
+		{
+			[]string{"--engine-dir", dir, "--model", "mistral-7b-instruct", "--prompts", file, "--hf-dir", hf},
+			[]string{"tokens of prompts: exact, with the vocabulary in " + hf + "/tokenizer.json"},
+		},
+		{[]string{"--prompts", file, "--vocab", filepath.Join(hf, "tokenizer.json")}, []string{"tokens of prompts: exact, with the vocabulary in " + hf, "they have 5–5"}},
 		{[]string{"--engine-dir", dir}, []string{"tokens of prompts: exact, with the vocabulary in " + dir}},
 		{[]string{"--engine-dir", filepath.Join(dir, "none")}, []string{"tokens of prompts: exact, recorded"}},
 		{[]string{"--engine-dir", dir, "--model", "mistral-7b-instruct"}, []string{"tokens of prompts: exact, recorded"}},
@@ -165,6 +176,64 @@ func TestCountsAreSaid(t *testing.T) {
 			if code != 0 || !strings.Contains(stderr, want) {
 				t.Errorf("%q: status %d, want %q in\n%s", c.args, code, want, stderr)
 			}
+		}
+	}
+}
+
+// Without weights here, the model's own tokenizer in the hub's cache counts its
+// prompts.
+func TestCountsWithTheHubsCache(t *testing.T) {
+	dir := vocabulariesOnly(t)
+	h := hubOfGPT2(t)
+	made, err := synth.Write(t.Context(), synth.Spec{Model: "phi-2", Seed: 1, Layers: 1, Width: 80, VocabDir: filepath.Join(dir, "vocab")}, t.TempDir(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	repo := &hubtest.Repo{Commit: hubCommit, Files: map[string][]byte{}}
+	for _, name := range []string{"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"} {
+		if repo.Files[name], err = os.ReadFile(filepath.Join(made.HFDir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.Add("microsoft/phi-2", repo)
+	args := []string{"compare", "--backends", "fake", "--task", "chat", "--dry-run", "--model", "phi-2", "--engine-dir", dir}
+	if code, _, stderr := invoke(t, args...); code != exitOK || !strings.Contains(stderr, "tokens of prompts: exact, recorded when they were written") {
+		t.Errorf("before the pull: status %d\n%s", code, stderr)
+	}
+	if code, _, stderr := invoke(t, "models", "pull", "phi-2"); code != exitOK {
+		t.Fatal(stderr)
+	}
+	if code, _, stderr := invoke(t, args...); code != exitOK || !strings.Contains(stderr, "tokens of prompts: exact, with the vocabulary in "+os.Getenv("HF_HOME")) || strings.Contains(stderr, "left out") {
+		t.Errorf("after it: status %d\n%s", code, stderr)
+	}
+}
+
+// A GGUF file and a Hugging Face directory are of one model only if their tokens
+// are the same.
+func TestSameVocabulary(t *testing.T) {
+	dir := vocabulariesOnly(t)
+	write := func(model string, width int) *synth.Result {
+		made, err := synth.Write(t.Context(), synth.Spec{Model: model, Seed: 1, Layers: 1, Width: width, VocabDir: filepath.Join(dir, "vocab")}, t.TempDir(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return made
+	}
+	gpt2, phi2, llama := write("gpt2", 64), write("phi-2", 80), write("llama-2-7b-chat", 128)
+	for _, c := range []struct {
+		gguf, hf *synth.Result
+		says     string
+	}{
+		{gpt2, gpt2, ""},
+		{phi2, phi2, ""},
+		{llama, llama, ""},
+		{phi2, gpt2, ""}, // Phi-2's has the same tokens and more
+		{gpt2, llama, "these are not the same weights; give both forms of one model"},
+		{llama, gpt2, `is "!", of ` + llama.GGUF + ` "<unk>"`},
+	} {
+		err := sameVocabulary(c.gguf.GGUF, c.hf.HFDir)
+		if (err != nil) != (c.says != "") || err != nil && !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s beside %s: %v, want %q", c.gguf.GGUF, c.hf.HFDir, err, c.says)
 		}
 	}
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/jedib0t/go-pretty/v6/text"
 	"github.com/urfave/cli/v2"
@@ -18,6 +21,8 @@ import (
 
 	"github.com/nativebench/nativebench/internal/bench"
 	"github.com/nativebench/nativebench/internal/convert"
+	"github.com/nativebench/nativebench/internal/hub"
+	"github.com/nativebench/nativebench/internal/plan"
 	"github.com/nativebench/nativebench/internal/telemetry"
 	"github.com/nativebench/nativebench/internal/telemetry/nvml"
 	"github.com/nativebench/nativebench/native"
@@ -87,7 +92,8 @@ func doctorChecks(known registry) []doctorCheck {
 	}
 	return append(checks,
 		doctorCheck{"engine", "docker", false, lookDocker},
-		doctorCheck{"engine", "vocabularies", true, lookVocabularies},
+		doctorCheck{"engine", "vocabularies", false, lookVocabularies},
+		doctorCheck{"engine", "hub", false, lookHub},
 		doctorCheck{"engine", "converter", false, lookConverter},
 		doctorCheck{"engine", "gpu", false, lookGPU},
 		doctorCheck{"engine", "llama-bench", false, lookLlamaBench},
@@ -308,15 +314,51 @@ func lookVocabularies(p patient) (verdict, string, string) {
 		if errors.Is(err, fs.ErrNotExist) {
 			why = "does not exist"
 		}
-		return verdictMissing, dir + " " + why, "synthetic weights need a real vocabulary: `make engine` fetches them; with --weights FILE.gguf compare works without"
+		return verdictMissing, dir + " " + why, "--weights synthetic needs a real vocabulary: `make engine` fetches them; other --weights work without"
 	}
 	return verdictOK, fmt.Sprintf("%d in %s", n, dir), ""
+}
+
+// hubPatience is how long the hub may take to answer at all.
+const hubPatience = 5 * time.Second
+
+// lookHub looks for models in the hub's cache, and whether others could be
+// downloaded.
+func lookHub(patient) (verdict, string, string) {
+	var here []string
+	for _, m := range plan.Models() {
+		if list, err := hub.List(m.HubID); err == nil && len(list) > 0 {
+			here = append(here, m.Key)
+		}
+	}
+	cache, err := hub.CacheDir()
+	if err != nil {
+		return verdictMissing, oneLine(err), "models of the hub have no place: set HF_HOME"
+	}
+	found := fmt.Sprintf("in %s: %s", cache, cmp.Or(strings.Join(here, ", "), "no model"))
+	cost := "compare measures what is there only; others with --weights synthetic, --gguf FILE or --hf-dir DIR"
+	if hub.Forbidden() {
+		return verdictWarn, found + "; HF_HUB_OFFLINE forbids downloads", cost
+	}
+	client, err := hub.NewClient()
+	if err == nil {
+		ctx, cancel := context.WithTimeout(context.Background(), hubPatience)
+		defer cancel()
+		err = client.Ping(ctx)
+	}
+	if err != nil {
+		return verdictMissing, found + "; " + oneLine(err), cost
+	}
+	return verdictOK, found + "; others can be downloaded", ""
 }
 
 func lookConverter(p patient) (verdict, string, string) {
 	dir := pythonDir(convertEnv)
 	if err := convert.Available(p.engineDir, dir); err != nil {
-		return verdictMissing, oneLine(err), "Hugging Face directories cannot be converted to GGUF here"
+		if errors.Is(err, convert.ErrNoPython) && os.Getenv(pythonVariable(convertEnv)) == "" {
+			return verdictWarn, oneLine(err), "compare makes it when it first converts weights; without a network they cannot be converted to GGUF here"
+		}
+		return verdictMissing, oneLine(err), "weights of the hub and Hugging Face directories cannot be converted to GGUF here"
 	}
 	return verdictOK, "llama.cpp's, in " + dir, ""
 }
@@ -360,11 +402,11 @@ const cacheNeed = 512 << 20
 
 func lookCache(p patient) (verdict, string, string) {
 	if p.cacheDir == "" {
-		return verdictMissing, "no cache directory: neither XDG_CACHE_HOME nor HOME is set", "synthetic weights have no place: set one of them"
+		return verdictMissing, "no cache directory: neither XDG_CACHE_HOME nor HOME is set", "weights have no place: set one of them"
 	}
 	free, err := freeSpace(p.cacheDir)
 	if err != nil {
-		return verdictMissing, oneLine(err), "synthetic weights have no place: set XDG_CACHE_HOME to a directory that can be written"
+		return verdictMissing, oneLine(err), "weights have no place: set XDG_CACHE_HOME to a directory that can be written"
 	}
 	found := fmt.Sprintf("%s: %s free", p.cacheDir, gib(free))
 	if free < cacheNeed {
@@ -489,7 +531,7 @@ func renderDoctor(r doctorReport, color bool) string {
 	}
 	b.WriteByte('\n')
 	if r.Ready {
-		b.WriteString("Ready: nativebench compare\n")
+		b.WriteString("Ready: nativebench compare" + weightsHere(r) + "\n")
 		return b.String()
 	}
 	var missing []string
@@ -505,6 +547,17 @@ func renderDoctor(r doctorReport, color bool) string {
 		b.WriteString(line + "\n")
 	}
 	return b.String()
+}
+
+// weightsHere is the flag that compare needs where it can have no model's own
+// weights.
+func weightsHere(r doctorReport) string {
+	for _, c := range r.Checks {
+		if c.Name == "hub" && c.Verdict != verdictOK && strings.Contains(c.Found, "no model") {
+			return " --weights synthetic"
+		}
+	}
+	return ""
 }
 
 // wrapWords breaks a text at spaces; a word longer than a line, such as a path,

@@ -42,6 +42,7 @@ func healthyPatient(t *testing.T) patient {
 		}
 	}
 	t.Setenv(pythonVariable(convertEnv), filepath.Join(dir, "python"))
+	hubOfGPT2(t)
 	return p
 }
 
@@ -81,13 +82,16 @@ func TestDoctorSaysWhatIsMissingAndWhatItCosts(t *testing.T) {
 		{"llama-server", func(_ *testing.T, _ *patient, r registry) {
 			r[1].check = func(string) error { return errors.New("no program llama-server: run `make engine`") }
 		}, verdictMissing, "make engine", "compare has no served side", false},
-		{"vocabularies", func(t *testing.T, p *patient, _ registry) { p.engineDir = t.TempDir() }, verdictMissing, "does not exist", "--weights", false},
+		{"vocabularies", func(t *testing.T, p *patient, _ registry) { p.engineDir = t.TempDir() }, verdictMissing, "does not exist", "--weights", true},
 		{"gpu", func(t *testing.T, p *patient, _ registry) { p.root = t.TempDir() }, verdictMissing, "no NVIDIA GPU", "not measured", true},
 		{"gpu", func(t *testing.T, p *patient, _ registry) {
 			if err := os.Remove(filepath.Join(p.engineDir, "libggml-cuda.so")); err != nil {
 				t.Fatal(err)
 			}
 		}, verdictWarn, "NVIDIA H200; the engine directory has no CUDA plugin", "although there is a GPU", true},
+		{"hub", func(*testing.T, *patient, registry) {}, verdictOK, ": no model; others can be downloaded", "", true},
+		{"hub", func(t *testing.T, _ *patient, _ registry) { t.Setenv("HF_HUB_OFFLINE", "1") }, verdictWarn, "HF_HUB_OFFLINE forbids downloads", "--weights synthetic", true},
+		{"hub", func(t *testing.T, _ *patient, _ registry) { t.Setenv("HF_ENDPOINT", "http://hub.invalid") }, verdictMissing, ": no model; the name hub.invalid cannot be resolved", "--weights synthetic", true},
 		{"converter", func(t *testing.T, p *patient, _ registry) {
 			if err := os.Remove(filepath.Join(p.engineDir, "llama-quantize")); err != nil {
 				t.Fatal(err)
@@ -134,6 +138,7 @@ func TestDoctorSaysWhatIsMissingAndWhatItCosts(t *testing.T) {
 
 // Whatever is not well says what it costs.
 func TestDoctorNamesTheCostOfEverythingMissing(t *testing.T) {
+	t.Setenv("HF_HUB_OFFLINE", "1")
 	broken := func(string) error { return errors.New("broken") }
 	known := registry{{name: "native", check: broken}, {name: "llama-server", check: broken}}
 	p := patient{engineDir: "/nonexistent", outDir: "/proc", root: "/nonexistent", machine: telemetry.Machine{Cores: 1, LoadBefore: -1, Governor: "powersave", Throttled: 1}}
@@ -150,7 +155,7 @@ func TestDoctorNamesTheCostOfEverythingMissing(t *testing.T) {
 		t.Error("ready")
 	}
 	text := renderDoctor(r, false)
-	if !strings.Contains(text, "Not ready for compare: memory, native, llama-server, vocabularies, cache missing") {
+	if !strings.Contains(text, "Not ready for compare: memory, native, llama-server, cache missing") {
 		t.Errorf("the last line does not sum up:\n%s", text)
 	}
 	for line := range strings.Lines(text) {
@@ -212,6 +217,7 @@ func TestDoctorIsPlainWhenPiped(t *testing.T) {
 
 func TestDoctorCommand(t *testing.T) {
 	dir := t.TempDir() // an engine directory without an engine
+	t.Setenv("HF_HUB_OFFLINE", "1")
 	t.Setenv("XDG_CACHE_HOME", t.TempDir())
 	code, out, stderr := invoke(t, "doctor", "--engine-dir", dir, "--json")
 	if code != exitError || stderr != "" {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/nativebench/nativebench/internal/hub"
 	"github.com/nativebench/nativebench/internal/plan"
 )
 
@@ -28,7 +29,7 @@ func planFlags() []cli.Flag {
 		&cli.IntSliceFlag{Name: "concurrency", Category: flagsWhat, Value: cli.NewIntSlice(d.Concurrency...), Usage: "`N,…`: requests at once, closed loop"},
 		&cli.IntSliceFlag{Name: "prompt-tokens", Category: flagsWhat, Usage: "context sweep instead of tasks: prompts of exactly so many tokens; `N,…` for example 32,64,128,256,512"},
 		&cli.StringFlag{Name: "prompts", Category: flagsWhat, Usage: "`FILE`: your own prompts, as JSON lines with \"prompt\", or a ShareGPT file"},
-		&cli.StringFlag{Name: "vocab", Category: flagsWhat, Usage: "`FILE`: a GGUF file with the model's vocabulary, to count prompts with where no backend has its weights here", DefaultText: "of those that come with the engine"},
+		&cli.StringFlag{Name: "vocab", Category: flagsWhat, Usage: "`FILE`: a GGUF file with the model's vocabulary, or its tokenizer.json, to count prompts with where no backend has its weights here", DefaultText: "in the hub's cache, or of those that come with the engine"},
 		&cli.IntFlag{Name: "max-tokens", Category: flagsWhat, Usage: "cap of output tokens; 0: the sampling table's, in a sweep 32"},
 		&cli.StringSliceFlag{Name: "endpoint", Category: flagsServers, Usage: "`NAME=URL`: drive that server of kind NAME, which runs already, instead of starting one; adds NAME to --backends. A /v1 at the end is dropped"},
 		&cli.StringSliceFlag{Name: "served-model", Category: flagsServers, Usage: "`NAME=MODEL`: what the server at --endpoint NAME calls the model, if it serves several"},
@@ -235,12 +236,14 @@ func modelKeys() string {
 // weightFlags say where the model's weights come from.
 func weightFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "weights", Category: flagsModel, Value: "synthetic", Usage: "`WHERE`: a GGUF file, or \"synthetic\" for random weights of the real shape, written once into the cache"},
+		&cli.StringFlag{Name: "weights", Category: flagsModel, Value: fromHub, Usage: "`WHERE`: hub (the model's own, of the Hugging Face hub: what its cache lacks is downloaded, then converted to GGUF, once), synthetic (random numbers in the real shape, written once into the cache), or a GGUF file"},
+		&cli.BoolFlag{Name: "offline", Category: flagsModel, Usage: "download nothing: what is not on this machine is refused. HF_HUB_OFFLINE=1 does the same"},
+		&cli.StringFlag{Name: "revision", Category: flagsModel, Usage: "`REV`: of --weights hub: branch, tag or commit", DefaultText: hub.DefaultRevision},
 		&cli.StringFlag{Name: "gguf", Category: flagsModel, Usage: "`FILE`: the same as --weights FILE"},
-		&cli.StringFlag{Name: "hf-dir", Category: flagsModel, Usage: "`DIR`: a Hugging Face directory, for the servers that want one (vllm, transformers): the weights of --weights or --gguf; without these it is converted to GGUF, once, for the others"},
-		&cli.StringFlag{Name: "dtype", Category: flagsModel, Value: "f16", Usage: "`TYPE`: of synthetic weights: f16, f32, bf16; of a converted --hf-dir: f16, bf16, q8_0, q4_k_m"},
-		&cli.IntFlag{Name: "layers", Category: flagsModel, Usage: "`N` layers of synthetic weights instead of the model's: a small relative, for trying things out"},
-		&cli.IntFlag{Name: "width", Category: flagsModel, Usage: "`N` numbers per token of synthetic weights instead of the model's"},
+		&cli.StringFlag{Name: "hf-dir", Category: flagsModel, Usage: "`DIR`: a Hugging Face directory instead of the hub's; it is converted to GGUF, once. Beside --gguf: the same weights for the servers that want a directory (vllm, transformers)"},
+		&cli.StringFlag{Name: "dtype", Category: flagsModel, Value: "f16", Usage: "`TYPE`: to convert to: f16, bf16, q8_0, q4_k_m; of synthetic weights: f16, f32, bf16"},
+		&cli.IntFlag{Name: "layers", Category: flagsModel, Usage: "`N` layers of --weights synthetic instead of the model's: a small relative, for trying things out"},
+		&cli.IntFlag{Name: "width", Category: flagsModel, Usage: "`N` numbers per token of --weights synthetic instead of the model's"},
 		&cli.StringFlag{Name: "engine-dir", Category: flagsModel, Usage: "`DIR`: where the engine library and llama-server are", DefaultText: "$NATIVEBENCH_ENGINE_DIR, or engine/ beside this program"},
 	}
 }

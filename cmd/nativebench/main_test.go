@@ -45,6 +45,10 @@ func TestMain(m *testing.M) {
 	if port := os.Getenv(containerPort); port != "" {
 		serveContainer(port)
 	}
+	// No test depends on what this machine has downloaded.
+	if os.Getenv(asProgram) == "" {
+		os.Setenv("HF_HOME", "/nonexistent/huggingface")
+	}
 	if os.Getenv(asProgram) != "" {
 		os.Exit(runWith(context.Background(), os.Stdout, os.Stderr, os.Args, testRegistry()))
 	}

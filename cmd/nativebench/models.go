@@ -114,7 +114,7 @@ func listModels(c *cli.Context) {
 	}
 	t.SetColumnConfigs([]table.ColumnConfig{{Number: 2, Align: text.AlignRight}, {Number: 3, Align: text.AlignRight}})
 	writeTable(c.App.Writer, t)
-	fmt.Fprintf(c.App.Writer, "\nWeights: --weights FILE.gguf, or synthetic (random, in the real shape) for %s.\n", strings.Join(synth.Models(), ", "))
+	fmt.Fprintf(c.App.Writer, "\nWeights: --weights hub (the model's own, downloaded when they are first wanted), synthetic (random, in the real shape), or FILE.gguf.\n")
 }
 
 // showModel prints a row of the table of models.
@@ -189,6 +189,13 @@ func synthModel(c *cli.Context) error {
 	if err := spec.Check(); err != nil {
 		return usageError{err}
 	}
+	bytes, err := spec.ToWrite(out)
+	if err != nil {
+		return usageError{err}
+	}
+	if err := checkDisk([]diskNeed{{"synthetic weights of " + m.Key, absolute(out), bytes}}, "choose a directory on another disk with --out, or write less (--gguf-only, --layers)"); err != nil {
+		return err
+	}
 	stop := listen(c.Context, c.App.ErrWriter)
 	defer stop.close()
 	ctx, cancel := stop.either()
@@ -198,6 +205,7 @@ func synthModel(c *cli.Context) error {
 	made, err := synth.Write(ctx, spec, out, synthProgress(m.Key, out, show))
 	show.erase()
 	if err != nil {
+		os.Remove(out) // it is empty, and would be refused the next time
 		if stop.stopped() {
 			return exitStatus(exitInterrupted)
 		}

@@ -21,7 +21,7 @@ func hubOfGPT2(t *testing.T) *hubtest.Hub {
 	t.Helper()
 	h := hubtest.New(t)
 	h.Add("openai-community/gpt2", &hubtest.Repo{Commit: strings.Repeat("ab", 20), Files: map[string][]byte{
-		"config.json": []byte("{}"), "tokenizer.json": []byte(`{"a":1}`), "README.md": []byte("#"),
+		"config.json": []byte(`{"model_type":"gpt2","n_layer":12,"n_embd":768,"n_head":12,"n_positions":1024,"vocab_size":50257}`), "tokenizer.json": []byte(`{"a":1}`), "README.md": []byte("#"),
 		"model.safetensors": hubtest.Safetensors(20<<20, 1), "pytorch_model.bin": make([]byte, 100),
 	}})
 	for _, v := range []string{"HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"} {

@@ -42,7 +42,7 @@ func resumeSetup(c *cli.Context, known registry) (*setup, error) {
 			changed = append(changed, "--"+name)
 		}
 	}
-	for _, name := range []string{"weights", "gguf", "dtype", "layers", "width", "hf-dir"} {
+	for _, name := range []string{"weights", "gguf", "dtype", "layers", "width", "hf-dir", "revision"} {
 		if c.IsSet(name) {
 			changed = append(changed, "--"+name)
 		}
@@ -53,10 +53,17 @@ func resumeSetup(c *cli.Context, known registry) (*setup, error) {
 	s.plan = p
 	s.resumedPaths, s.resumedDirs = map[string]string{}, map[string]string{}
 	for _, m := range run.Manifest.Models {
-		if _, err := os.Stat(m.Path); err != nil && m.Synthetic {
+		_, err := os.Stat(m.Path)
+		switch {
+		case err == nil:
+		case m.Source != nil:
+			return nil, refuse("--resume %s: %w: make it again (nativebench models convert --type %s %s), or start a new run", dir, err, strings.ToLower(m.DType), m.Source.Path)
+		case m.Synthetic:
 			s.weights, s.dtype = synthetic, strings.ToLower(m.DType) // they can be written again
 			s.relativeOf(m)
 			continue
+		default:
+			return nil, refuse("--resume %s: the weights that it began with are not there: %w: restore that file, or start a new run", dir, err)
 		}
 		s.resumedPaths[m.Key], s.resumedDirs[m.Key] = m.Path, m.HFPath
 	}

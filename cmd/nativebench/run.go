@@ -17,7 +17,7 @@ func runCommand(known registry) *cli.Command {
 		Description: "Examples:\n" +
 			"   nativebench run                                   the bare model, all tasks\n" +
 			"   nativebench run --backend llama-server --concurrency 1,4,16 --mode stream\n" +
-			"   nativebench run --weights model.gguf --task chat --format json > chat.json\n\n" +
+			"   nativebench run --gguf model.gguf --task chat --format json > chat.json\n\n" +
 			"It takes the flags of compare and makes a run directory of the same form, so that\n" +
 			"nativebench report DIR DIR… sets several runs side by side.",
 		Flags: slices.Concat(

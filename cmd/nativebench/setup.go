@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nativebench/nativebench/httpbackends"
+	"github.com/nativebench/nativebench/internal/hub"
 	"github.com/nativebench/nativebench/internal/plan"
 	"github.com/nativebench/nativebench/internal/results"
 	"github.com/nativebench/nativebench/internal/telemetry"
@@ -24,8 +25,8 @@ import (
 )
 
 // setup is a run that was asked for: first what the flags say, then, check by
-// check, what it takes. Nothing is started and nothing is written but the cache
-// of synthetic weights until all checks have passed.
+// check, what it takes. Nothing is started and nothing is written but caches of
+// weights until all checks have passed.
 type setup struct {
 	known  registry
 	plan   plan.Plan
@@ -33,13 +34,18 @@ type setup struct {
 	engine plan.Engine // of the plan, threads resolved
 
 	engineDir string
-	weights   string // "synthetic" or a path
-	hfDir     string // the same as a Hugging Face directory; "": none
-	dtype     string // of synthetic weights
+	weights   string // fromHub, synthetic or a path
+	hfDir     string // a Hugging Face directory of the user's; "": none
+	dtype     string // of weights that are made
+	revision  string // on the hub; "": the default branch
 	layers    int    // of synthetic weights; 0: the model's
 	width     int    // of synthetic weights; 0: the model's
 	out       string
 	twice     bool // --weights and --gguf
+	offline   bool // nothing may be downloaded
+	dry       bool // nothing will be measured
+
+	weightsGiven, dtypeGiven bool
 
 	weightsFlag string // by which of these the file was named
 	format      string
@@ -56,8 +62,9 @@ type setup struct {
 	resumedDirs  map[string]string // the same as Hugging Face directories
 	machine      telemetry.Machine
 	gpus         gpuSet
-	graphics     graphics          // their memory
-	models       map[string]*model // by key; of backends that hold weights
+	graphics     graphics                 // their memory
+	snapshots    map[string]*hub.Snapshot // of models whose weights are the hub's
+	models       map[string]*model        // by key; of backends that hold weights
 	prompts      promptBook
 	attached     map[string]*seat      // endpoints in use, by backend; they have made a token
 	counts       []results.PromptCount // how they were counted, by model
@@ -68,13 +75,15 @@ type setup struct {
 // newSetup reads the flags onto base, the plan that they change.
 func newSetup(c *cli.Context, known registry, base plan.Plan) *setup {
 	s := &setup{
-		known: known, plan: base,
+		known: known, plan: base, snapshots: map[string]*hub.Snapshot{},
 		engineDir: c.String("engine-dir"), weights: c.String("weights"), weightsFlag: "--weights", hfDir: absolute(c.String("hf-dir")), dtype: c.String("dtype"),
+		revision: c.String("revision"), offline: c.Bool("offline") || hub.Forbidden(), dry: c.Bool("dry-run"),
+		weightsGiven: c.IsSet("weights"), dtypeGiven: c.IsSet("dtype"),
 		layers: c.Int("layers"), width: c.Int("width"),
 		out: c.String("out"), format: c.String("format"), pprof: c.String("pprof"), yes: c.Bool("yes"), wait: c.Duration("ready-timeout"), budget: c.Duration("time-budget"),
 	}
 	applyPlanFlags(c, &s.plan)
-	if s.weights != synthetic {
+	if s.weights != synthetic && s.weights != fromHub {
 		s.weights = absolute(s.weights)
 	}
 	if c.IsSet("gguf") {
@@ -253,6 +262,9 @@ func (s *setup) prepare(ctx context.Context, show *liveLine) error {
 	s.look()
 	s.models = map[string]*model{}
 	if len(s.holders()) > 0 {
+		if err := s.obtain(ctx, show); err != nil {
+			return err
+		}
 		for _, key := range s.plan.Models {
 			m, err := s.findModel(ctx, key, show)
 			if err != nil {

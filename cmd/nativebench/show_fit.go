@@ -56,7 +56,12 @@ func showAction(c *cli.Context) error {
 	if s.Tensors == 0 {
 		return refuse("models show %s: it holds no tensors, only a vocabulary; name a whole model", name)
 	}
-	return showFile(c, s, "GGUF file "+name, "as they are in the file")
+	what := "GGUF file " + name
+	if made, err := convert.Read(name); err == nil { // its file does not say so of itself
+		s.Synthetic, s.Seed = s.Synthetic || made.Synthetic, max(s.Seed, made.Seed)
+		what += ", converted from " + made.Source
+	}
+	return showFile(c, s, what, "as they are in the file")
 }
 
 // showFile prints what a file or directory tells of itself.

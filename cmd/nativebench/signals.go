@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -14,6 +15,8 @@ type stopper struct {
 	ctx   context.Context // done at the second Ctrl-C: stop now
 	drain chan struct{}   // closed at the first: let requests in flight end
 	close func()
+
+	measures atomic.Bool // there are requests to wait for
 }
 
 // listen catches SIGINT and SIGTERM until close. A third signal has its usual
@@ -39,7 +42,11 @@ func listen(parent context.Context, say io.Writer) *stopper {
 				cancel()
 				return
 			default:
-				fmt.Fprintln(say, "\nstopping: waiting for the requests in flight (Ctrl-C again to stop now)")
+				what := "\nstopping"
+				if s.measures.Load() {
+					what += ": waiting for the requests in flight (Ctrl-C again to stop now)"
+				}
+				fmt.Fprintln(say, what)
 				close(s.drain)
 			}
 		}

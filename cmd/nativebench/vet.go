@@ -153,7 +153,7 @@ func (x *execution) vetted(model string) error {
 			x.manifest.SameModel[at] = entry
 		}
 		changed = true
-		for _, line := range sameModelLines(entry) {
+		for _, line := range sameModelLines(entry, x.manifest) {
 			x.show.note(line)
 		}
 	}
@@ -164,8 +164,8 @@ func (x *execution) vetted(model string) error {
 }
 
 // sameModelLines are for the header: one quiet line, or a warning that nobody
-// can miss.
-func sameModelLines(m results.SameModel) []string {
+// can miss. of is the manifest.
+func sameModelLines(m results.SameModel, of *results.Manifest) []string {
 	if m.OK {
 		line := fmt.Sprintf("  %-9s %s = %s (%s): %s, %d prompts, %d of %d greedy answers equal", "verified", m.Backend, m.Reference, m.Model, m.Verdict, m.Prompts, m.AnswersEqual, m.Prompts)
 		if m.Why != "" {
@@ -178,14 +178,27 @@ func sameModelLines(m results.SameModel) []string {
 	if m.Verdict == string(verify.Failed) {
 		what = fmt.Sprintf("WARNING: whether %s runs the same model as %s (%s) could not be verified", m.Backend, m.Reference, m.Model)
 	}
-	return []string{bar, what, "  " + m.Why, fmt.Sprintf("  more: nativebench verify --model %s --backends %s,%s", m.Model, m.Reference, m.Backend), bar}
+	return []string{bar, what, "  " + m.Why, fmt.Sprintf("  more: nativebench verify --model %s --backends %s,%s%s", m.Model, m.Reference, m.Backend, weightsOf(m.Model, of)), bar}
+}
+
+// weightsOf are the flags that name a run's weights; none where it has none here.
+func weightsOf(key string, of *results.Manifest) (flags string) {
+	for _, m := range of.Models {
+		if m.Key == key {
+			flags = " --gguf " + m.Path
+			if m.HFPath != "" {
+				flags += " --hf-dir " + m.HFPath
+			}
+		}
+	}
+	return flags
 }
 
 // notOneModel are the warnings of a run once more, for its end.
 func notOneModel(m *results.Manifest) (lines []string) {
 	for _, same := range m.SameModel {
 		if !same.OK {
-			lines = append(lines, sameModelLines(same)...)
+			lines = append(lines, sameModelLines(same, m)...)
 		}
 	}
 	return lines

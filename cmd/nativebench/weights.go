@@ -7,16 +7,22 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
+	"github.com/nativebench/nativebench/internal/convert"
 	"github.com/nativebench/nativebench/internal/gguf"
 	"github.com/nativebench/nativebench/internal/plan"
 	"github.com/nativebench/nativebench/internal/results"
 	"github.com/nativebench/nativebench/internal/synth"
+	"github.com/nativebench/nativebench/internal/tokenizer"
 )
 
-// synthetic is the value of --weights for random weights.
-const synthetic = "synthetic"
+// Values of --weights besides a GGUF file.
+const (
+	fromHub   = "hub"       // the model's own; or, as --hf-dir, in a directory of the user's
+	synthetic = "synthetic" // random numbers in the model's shape
+)
 
 // syntheticSeed makes the weights that compare writes for itself. It is not the
 // plan's seed: another choice of prompts must not mean another model.
@@ -32,59 +38,140 @@ type model struct {
 
 // checkWeights refuses weights that cannot be had, before anything slow.
 func (s *setup) checkWeights() error {
-	if s.weights != synthetic && (s.layers != 0 || s.width != 0) {
-		return refuse("--layers and --width are of synthetic weights, and --weights is %s: leave them away", s.weights)
+	from := "--weights " + s.weights
+	if s.hfDir != "" && s.weights == fromHub {
+		from = "--hf-dir " + s.hfDir
+	}
+	isFile := s.weights != synthetic && s.weights != fromHub
+	switch {
+	case s.weights != synthetic && (s.layers != 0 || s.width != 0):
+		return refuse("--layers and --width are of --weights synthetic, not of %s: give that, or leave them away", from)
+	case s.hfDir != "" && s.weightsGiven && !isFile:
+		return refuse("--weights %s and --hf-dir %s both say whose weights: give one of them", s.weights, s.hfDir)
+	case s.revision != "" && from != "--weights hub":
+		return refuse("--revision %s is of --weights hub, not of %s: leave it away", s.revision, from)
+	case s.dtypeGiven && isFile:
+		return refuse("--dtype %s: a GGUF file is measured as it is: leave it away, or convert another (nativebench models convert --type)", s.dtype)
 	}
 	if len(s.holders()) == 0 {
 		return nil
 	}
-	if s.weights != synthetic && len(s.plan.Models) > 1 {
-		return refuse("--weights %s is one model, but %d are asked for (%s): name one --model", s.weights, len(s.plan.Models), strings.Join(s.plan.Models, ", "))
-	}
-	if s.converts() {
-		if len(s.plan.Models) > 1 {
-			return refuse("--hf-dir %s is one model, but %d are asked for (%s): name one --model", s.hfDir, len(s.plan.Models), strings.Join(s.plan.Models, ", "))
+	if (from != "--weights "+fromHub && from != "--weights "+synthetic || s.revision != "") && len(s.plan.Models) > 1 {
+		if s.revision != "" {
+			from = "--revision " + s.revision
 		}
-		spec, err := conversion(s.hfDir, s.dtype, s.engineDir)
-		if err != nil {
-			return err
-		}
-		if err := spec.Check(); err != nil {
-			return refuse("--hf-dir: %w", err)
-		}
-		return nil
+		return refuse("%s is of one model, but %d are asked for (%s): name one --model", from, len(s.plan.Models), strings.Join(s.plan.Models, ", "))
 	}
 	for _, key := range s.plan.Models {
-		if list := s.wantDirectory(); len(list) > 0 && s.pathOf(key) != "" {
-			dir := s.directoryOf(key)
-			if dir == "" {
-				return refuse("--weights %s: %s loads a Hugging Face directory, not a GGUF file; give the same weights as --hf-dir DIR, or choose other --backends", s.weights, list[0].name)
+		var err error
+		switch path := s.pathOf(key); {
+		case path != "":
+			err = s.checkFile(key, path)
+		case s.weights == synthetic:
+			if err = s.synthSpec(key).Check(); err != nil {
+				err = refuse("--weights synthetic: %w; or give --weights FILE.gguf", err)
 			}
-			if _, err := os.Stat(filepath.Join(dir, "config.json")); err != nil {
-				return refuse("--hf-dir %s: it has no config.json (%w); give a Hugging Face model directory", dir, err)
-			}
+		case s.hfDir != "":
+			err = s.checkDirectory(key)
+		default:
+			err = s.checkHub(key)
 		}
-		if path := s.pathOf(key); path != "" {
-			if _, err := s.inspect(key, path); err != nil {
-				return err
-			}
-		} else if err := s.synthSpec(key).Check(); err != nil {
-			return refuse("--weights synthetic: %w; or give --weights FILE.gguf", err)
+		if err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// converts says that the weights are a Hugging Face directory and no file: it
-// is converted.
-func (s *setup) converts() bool { return s.resumed == nil && s.hfDir != "" && s.weights == synthetic }
+// checkFile refuses a GGUF file that cannot serve as the model, or not to all.
+func (s *setup) checkFile(key, path string) error {
+	if list := s.wantDirectory(); len(list) > 0 {
+		dir := s.directoryOf(key)
+		if dir == "" {
+			return refuse("%s %s: %s loads a Hugging Face directory, not a GGUF file; give the same weights as --hf-dir DIR, or choose other --backends", s.weightsFlag, s.weights, list[0].name)
+		}
+		if _, err := os.Stat(filepath.Join(dir, "config.json")); err != nil {
+			return refuse("--hf-dir %s: it has no config.json (%w); give a Hugging Face model directory", dir, err)
+		}
+	}
+	if _, err := s.inspect(key, path); err != nil {
+		return err
+	}
+	if list := s.wantDirectory(); len(list) > 0 {
+		return sameVocabulary(path, s.directoryOf(key))
+	}
+	return nil
+}
 
-// pathOf is the file of a model's weights; "" for synthetic ones in the cache.
+// sameVocabulary refuses a GGUF file and a Hugging Face directory whose tokens
+// differ: they are not of one model. What is added to the vocabulary is left
+// out, the converter writes some of it in another form; so is a directory whose
+// tokenizer.json is missing or of a kind that is not known here.
+func sameVocabulary(path, dir string) error {
+	j, err := tokenizer.JSONMetadata(filepath.Join(dir, tokenizer.JSONName))
+	if err != nil {
+		return nil
+	}
+	f, err := gguf.ReadFile(path)
+	if err != nil {
+		return usageError{err}
+	}
+	tokens, err := gguf.Get[[]string](f, "tokenizer.ggml.tokens")
+	if err != nil {
+		return nil // the engine will tell
+	}
+	theirs, err := gguf.Get[[]string](j, "tokenizer.ggml.tokens")
+	if err != nil {
+		return usageError{err}
+	}
+	types, err := gguf.Get[[]int32](j, "tokenizer.ggml.token_type")
+	if err != nil {
+		return usageError{err}
+	}
+	for id, token := range theirs {
+		if types[id] != tokenizer.TypeNormal {
+			continue
+		}
+		other := "nothing"
+		if id < len(tokens) {
+			other = strconv.Quote(tokens[id])
+		}
+		if other != strconv.Quote(token) {
+			return refuse("--hf-dir %s: token %d of its %s is %q, of %s %s: these are not the same weights; give both forms of one model", dir, id, tokenizer.JSONName, token, path, other)
+		}
+	}
+	return nil
+}
+
+// checkDirectory refuses a Hugging Face directory that cannot be converted, or is
+// another model's.
+func (s *setup) checkDirectory(key string) error {
+	spec, err := conversion(s.hfDir, s.dtype, s.engineDir)
+	if err != nil {
+		return err
+	}
+	if err := s.canConvert(spec); err != nil {
+		return refuse("--hf-dir: %w", err)
+	}
+	m, err := plan.ModelByKey(key)
+	if err != nil {
+		return usageError{err}
+	}
+	switch shape, err := convert.Inspect(s.hfDir); {
+	case err != nil:
+		return refuse("--hf-dir: %w", err)
+	case shape.Arch != m.HFType:
+		return refuse("--hf-dir %s: its config.json says %q, and %s is %q: name the right --model (%s)", s.hfDir, shape.Arch, key, m.HFType, modelKeys())
+	}
+	return nil
+}
+
+// pathOf is the file of a model's weights; "" where nativebench makes it.
 func (s *setup) pathOf(key string) string {
 	if path := s.resumedPaths[key]; path != "" {
 		return path
 	}
-	if s.weights == synthetic {
+	if s.weights == synthetic || s.weights == fromHub {
 		return ""
 	}
 	return s.weights
@@ -95,6 +182,9 @@ func (s *setup) pathOf(key string) string {
 func (s *setup) directoryOf(key string) string {
 	if dir := s.resumedDirs[key]; dir != "" {
 		return dir
+	}
+	if have := s.snapshots[key]; have != nil {
+		return have.Dir
 	}
 	return s.hfDir
 }
@@ -109,11 +199,11 @@ func (s *setup) inspect(key, path string) (*model, error) {
 	st, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, refuse("%s %s: there is no such file; give a GGUF file, or \"synthetic\"", s.weightsFlag, path)
+		return nil, refuse("%s %s: there is no such file; give a GGUF file, or %s, or %s", s.weightsFlag, path, fromHub, synthetic)
 	case err != nil:
 		return nil, refuse("%s: %w", s.weightsFlag, err)
 	case st.IsDir():
-		return nil, refuse("%s %s: it is a directory; give a GGUF file, or \"synthetic\"", s.weightsFlag, path)
+		return nil, refuse("%s %s: it is a directory; give a GGUF file, or a Hugging Face directory as --hf-dir", s.weightsFlag, path)
 	}
 	f, err := gguf.ReadFile(path)
 	if err != nil {
@@ -169,12 +259,19 @@ const contextStep = 256
 
 func roundUp(n, step int) int { return (n + step - 1) / step * step }
 
-// findModel gives the model's weights: the user's file, or synthetic ones from
-// the cache, where they are written the first time.
+// findModel gives the model's weights: the user's file, or one that is made of a
+// Hugging Face directory or of random numbers, or was when it was first wanted.
 func (s *setup) findModel(ctx context.Context, key string, show *liveLine) (*model, error) {
 	path, want, dir := s.pathOf(key), "", s.directoryOf(key)
 	switch {
-	case s.converts():
+	case path != "":
+	case s.weights == synthetic:
+		made, err := writeSynthetic(ctx, s.synthSpec(key), show)
+		if err != nil {
+			return nil, err
+		}
+		path, want, dir = made.GGUF, made.SHA256, made.HFDir
+	default:
 		spec, err := conversion(dir, s.dtype, s.engineDir)
 		if err != nil {
 			return nil, err
@@ -184,12 +281,6 @@ func (s *setup) findModel(ctx context.Context, key string, show *liveLine) (*mod
 			return nil, err
 		}
 		path = made.Path
-	case path == "":
-		made, err := writeSynthetic(ctx, s.synthSpec(key), show)
-		if err != nil {
-			return nil, err
-		}
-		path, want, dir = made.GGUF, made.SHA256, made.HFDir
 	}
 	m, err := s.inspect(key, path)
 	if err != nil {
@@ -218,18 +309,7 @@ func (s *setup) synthSpec(key string) synth.Spec {
 	}
 }
 
-// writeSynthetic returns the synthetic weights in the user's cache, where they
-// are written if they are not there yet.
-func writeSynthetic(ctx context.Context, spec synth.Spec, show *liveLine) (*synth.Result, error) {
-	dir, err := syntheticDir(spec)
-	if err != nil {
-		return nil, err
-	}
-	defer show.erase()
-	return synth.Write(ctx, spec, dir, synthProgress(spec.Model, dir, show))
-}
-
-// syntheticDir is where synthetic weights are kept in the user's cache.
+// syntheticDir is where those weights are, in the user's cache.
 func syntheticDir(spec synth.Spec) (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -245,6 +325,17 @@ func syntheticDir(spec synth.Spec) (string, error) {
 		}
 	}
 	return filepath.Join(cache, "nativebench", "models", name), nil
+}
+
+// writeSynthetic returns the synthetic weights in the user's cache, where they
+// are written if they are not there yet.
+func writeSynthetic(ctx context.Context, spec synth.Spec, show *liveLine) (*synth.Result, error) {
+	dir, err := syntheticDir(spec)
+	if err != nil {
+		return nil, err
+	}
+	defer show.erase()
+	return synth.Write(ctx, spec, dir, synthProgress(spec.Model, dir, show))
 }
 
 // synthProgress says once what is written, and on a terminal how far it is.

@@ -86,6 +86,9 @@ type Progress func(what string, done, total int64)
 // says what, and what to do.
 var ErrNoConverter = errors.New("there is no converter")
 
+// ErrNoPython says, beside ErrNoConverter, what alone is missing.
+var ErrNoPython = errors.New("its Python environment")
+
 // Available says why nothing can be converted here; nil if it can.
 func Available(engineDir, pythonDir string) error {
 	const otherwise = "or give a GGUF file with --gguf PATH"
@@ -96,19 +99,21 @@ func Available(engineDir, pythonDir string) error {
 	}
 	python := filepath.Join(pythonDir, "bin", "python")
 	if st, err := os.Stat(python); err != nil || st.Mode()&0o111 == 0 {
-		return fmt.Errorf("%w to GGUF: its Python environment %s is not there: make it (scripts/python-env.sh convert), %s", ErrNoConverter, pythonDir, otherwise)
+		return fmt.Errorf("%w to GGUF: %w %s is not there: make it (scripts/python-env.sh convert), %s", ErrNoConverter, ErrNoPython, pythonDir, otherwise)
 	}
 	return nil
 }
 
 // Check says what is wrong with a spec, before anything slow. Convert begins
-// with it.
+// with it. Without HFDir it is about all else.
 func (s Spec) Check() error {
 	if !slices.Contains(Types(), s.typ()) {
 		return fmt.Errorf("weights of type %q cannot be made: choose from %s", s.Type, strings.Join(Types(), ", "))
 	}
-	if _, err := readDirectory(s.HFDir); err != nil {
-		return err
+	if s.HFDir != "" {
+		if _, err := readDirectory(s.HFDir); err != nil {
+			return err
+		}
 	}
 	if err := s.outIsFree(); err != nil {
 		return err
@@ -351,6 +356,7 @@ func (r *Result) finish(ctx context.Context, made string, progress Progress) err
 
 // watched runs a program and tells how far the file that it writes has grown.
 func watched(ctx context.Context, path string, total int64, what string, progress Progress, c launch.Command) error {
+	progress(what, 0, total)
 	ended := make(chan error, 1)
 	go func() { ended <- launch.Run(ctx, c) }()
 	tick := time.NewTicker(200 * time.Millisecond)

@@ -60,7 +60,7 @@ func NewClient() (*Client, error) {
 		return nil, errors.New("HF_ENDPOINT is no address of a hub: give https://HOST")
 	}
 	c := &Client{
-		cache: cache, endpoint: endpoint, offline: isTrue("HF_HUB_OFFLINE") || isTrue("TRANSFORMERS_OFFLINE"),
+		cache: cache, endpoint: endpoint, offline: Forbidden(),
 		blockBytes: 4 << 20, blocks: 16, connections: 8, tries: 5, pause: time.Second, longestWait: 5 * time.Minute, stall: stallTime,
 	}
 	if err := c.findToken(); err != nil {
@@ -86,6 +86,10 @@ func NewClient() (*Client, error) {
 	}
 	return c, nil
 }
+
+// Forbidden tells that the environment forbids to ask the hub: HF_HUB_OFFLINE, or
+// Transformers' name for it.
+func Forbidden() bool { return isTrue("HF_HUB_OFFLINE") || isTrue("TRANSFORMERS_OFFLINE") }
 
 // isTrue reads a variable as _is_true in constants.py does.
 func isTrue(name string) bool {
@@ -173,6 +177,15 @@ func (c *Client) send(ctx context.Context, method string, to *url.URL, header ht
 		to = next
 	}
 	return nil, failure(NotAHub, "%s redirects more than %d times: check HF_ENDPOINT", to.Host, maxRedirects)
+}
+
+// Ping is an error where the endpoint gives no answer at all. It tries once.
+func (c *Client) Ping(ctx context.Context) error {
+	r, err := c.send(ctx, http.MethodHead, c.at(""), nil, true)
+	if err != nil {
+		return err
+	}
+	return r.Body.Close()
 }
 
 // watch makes a context that ends when a body stalls: reading it through

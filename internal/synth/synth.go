@@ -57,6 +57,45 @@ func (s Spec) Params() (int64, error) {
 	return j.params(), nil
 }
 
+// Summary is what the GGUF file will tell of itself, without writing anything.
+func (s Spec) Summary() (gguf.Summary, error) {
+	j, err := s.resolve()
+	if err != nil {
+		return gguf.Summary{}, err
+	}
+	f := gguf.File{KV: j.metadata()}
+	for _, t := range j.tensors {
+		f.Tensors = append(f.Tensors, t.ggufTensor(j.dtype))
+	}
+	return f.Summary()
+}
+
+// ToWrite is how many bytes a Write into dir would write: 0 where all is there.
+func (s Spec) ToWrite(dir string) (int64, error) {
+	j, err := s.resolve()
+	if err != nil {
+		return 0, err
+	}
+	had, reused := s.have(j, dir)
+	if reused != nil {
+		return 0, nil
+	}
+	streams, err := j.streams(had)
+	return total(streams), err
+}
+
+// have is what of the files lies in dir already; reused if that is all of them.
+func (s Spec) have(j *job, dir string) (had []File, reused *Result) {
+	r, err := Open(dir)
+	if err != nil || r.Identity != j.identity() {
+		return nil, nil
+	}
+	if r.HFDir != "" || s.GGUFOnly {
+		return r.Files, r
+	}
+	return r.Files, nil
+}
+
 // job is a spec made concrete.
 type job struct {
 	model   model
@@ -168,13 +207,10 @@ func Write(ctx context.Context, s Spec, dir string, progress Progress) (*Result,
 		return nil, err
 	}
 	defer st.close()
-	var had []File
-	if r, err := Open(dir); err == nil && r.Identity == j.identity() {
-		if r.HFDir != "" || s.GGUFOnly {
-			r.Reused = true
-			return r, nil
-		}
-		had = r.Files
+	had, r := s.have(j, dir)
+	if r != nil {
+		r.Reused = true
+		return r, nil
 	}
 	if err := st.write(ctx, j, had, progress); err != nil {
 		return nil, fmt.Errorf("writing synthetic weights of %s to %s: %w", s.Model, dir, err)

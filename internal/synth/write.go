@@ -20,11 +20,9 @@ import (
 
 func (j *job) ggufName() string { return fmt.Sprintf("%s-synthetic-%s.gguf", j.model.Key, j.dtype) }
 
-// write makes the files of the model that are not in had, in dir, and lists
-// them.
-func (j *job) write(ctx context.Context, dir string, had []File, progress Progress) ([]File, error) {
-	w := &writer{dir: dir, progress: progress}
-	var streams [][]content // those of one are written one after the other
+// streams are the files that are not in had; those of one are written one after
+// the other.
+func (j *job) streams(had []File) (streams [][]content, err error) {
 	if !slices.ContainsFunc(had, func(f File) bool { return f.Path == j.ggufName() }) {
 		c, err := j.ggufContent()
 		if err != nil {
@@ -38,15 +36,33 @@ func (j *job) write(ctx context.Context, dir string, had []File, progress Progre
 			return nil, err
 		}
 		streams = append(streams, list)
+	}
+	return streams, nil
+}
+
+// total is the size of all files.
+func total(streams [][]content) (n int64) {
+	for _, list := range streams {
+		for _, c := range list {
+			n += c.bytes
+		}
+	}
+	return n
+}
+
+// write makes the files of the model that are not in had, in dir, and lists
+// them.
+func (j *job) write(ctx context.Context, dir string, had []File, progress Progress) ([]File, error) {
+	streams, err := j.streams(had)
+	if err != nil {
+		return nil, err
+	}
+	if j.hf {
 		if err := os.Mkdir(filepath.Join(dir, hfDir), 0o755); err != nil {
 			return nil, err
 		}
 	}
-	for _, list := range streams {
-		for _, c := range list {
-			w.total += c.bytes
-		}
-	}
+	w := &writer{dir: dir, progress: progress, total: total(streams)}
 	if err := checkSpace(dir, w.total); err != nil {
 		return nil, err
 	}

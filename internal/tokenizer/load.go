@@ -12,10 +12,12 @@ import (
 
 // Types of tokens, tokenizer.ggml.token_type.
 const (
-	typeNormal = 1 + iota
+	TypeNormal = 1 + iota // of text; the others are not
 	typeUnknown
 	typeControl
 	typeUserDefined
+	typeUnused
+	typeByte
 )
 
 // New reads the vocabulary in the metadata of f.
@@ -88,7 +90,7 @@ func (l *loader) readTokens() (err error) {
 	}
 	const key = "tokenizer.ggml.token_type"
 	if _, ok := l.file.Value(key); !ok {
-		l.types = slices.Repeat([]int32{typeNormal}, len(list))
+		l.types = slices.Repeat([]int32{TypeNormal}, len(list))
 		return nil
 	}
 	types, err := gguf.Get[[]int32](l.file, key)

@@ -11,14 +11,17 @@ import argparse
 import http.client
 import json
 import pathlib
+import shutil
 import socket
 import sys
+import tempfile
 import threading
 import time
 import unittest
 from typing import Any
 
 import uvicorn
+from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import transformers_server  # noqa: E402
@@ -197,6 +200,19 @@ class Server(unittest.TestCase):
         model = self.call("GET", "/v1/models")[1]["data"][0]
         self.assertEqual((model["id"], model["max_model_len"], model["dtype"]), ("small", CONTEXT, "float32"))
         self.assertGreater(model["n_params"], 0)
+
+
+class Loading(unittest.TestCase):
+    def test_lack_of_weights_is_refused(self) -> None:
+        """Transformers would fill them with random numbers and go on."""
+        with tempfile.TemporaryDirectory() as directory:
+            shutil.copytree(Server.model, directory, dirs_exist_ok=True)
+            [file] = pathlib.Path(directory).glob("*.safetensors")
+            tensors = load_file(file)
+            del tensors[next(name for name in tensors if name.endswith("h.0.mlp.c_fc.weight"))]
+            save_file(tensors, file, metadata={"format": "pt"})
+            with self.assertRaisesRegex(SystemExit, "has no .*h.0.mlp.c_fc.weight and 0 more tensors"):
+                transformers_server.load(directory, {})
 
 
 if __name__ == "__main__":

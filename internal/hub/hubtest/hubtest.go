@@ -94,6 +94,14 @@ func (h *Hub) Add(name string, r *Repo) {
 	h.repos[name] = r
 }
 
+// Repo is the repository of that name, nil if there is none. It may be changed
+// until the hub is asked.
+func (h *Hub) Repo(name string) *Repo {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.repos[name]
+}
+
 // Move makes old another name of a repository, as renaming does.
 func (h *Hub) Move(old, name string) {
 	h.mu.Lock()
