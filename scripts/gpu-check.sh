@@ -142,7 +142,7 @@ fi
 # ── A run of compare, on which 2. and 3. look
 run=$out/compare report=$out/compare.json
 if time_for 1.3 "whole model on the GPU" 60; then
-    logged compare.log "$bin/nativebench" compare --model gpt2 --backends native,llama-server --task chat --mode stream --concurrency 1,8 \
+    logged compare.log "$bin/nativebench" compare --model gpt2 --weights synthetic --backends native,llama-server --task chat --mode stream --concurrency 1,8 \
         --repeat 2 --requests 16 --time-budget "$(($(left) / 3))s" --out "$run" --format none
     status=$?
     if [ $status = 0 ] && "$bin/nativebench" report "$run" --format json -o "$report" 2>>"$out/compare.log"; then
@@ -281,7 +281,7 @@ for server in llama-server vllm tgi transformers transformers-serve; do
         continue
     fi
     time_for $id "$server beside native" 180 || continue
-    logged "$server.log" "$bin/nativebench" compare --model gpt2 --backends "native,$server" --task chat,qa --concurrency 1,4 --repeat 2 --requests 8 \
+    logged "$server.log" "$bin/nativebench" compare --model gpt2 --weights synthetic --backends "native,$server" --task chat,qa --concurrency 1,4 --repeat 2 --requests 8 \
         --request-timeout 10m --out "$out/$server" --format none
     status=$?
     if [ $status = 0 ]; then
@@ -306,7 +306,7 @@ fi
 if ! command_there ops; then
     line 5.2 SKIP "time by operation" "this nativebench has no ops command"
 elif time_for 5.2 "time by operation" 60; then
-    logged ops.log "$bin/nativebench" ops --model gpt2
+    logged ops.log "$bin/nativebench" ops --model gpt2 --weights synthetic
     status=$?
     if [ $status = 0 ]; then
         line 5.2 PASS "time by operation" "$(wc -l <"$out/ops.log") lines in $out/ops.log"
@@ -321,7 +321,7 @@ for tool in nsys ncu; do
     elif ! command -v $tool >/dev/null; then
         line $id SKIP "--profile $tool" "$tool is not installed"
     elif time_for $id "--profile $tool" 90; then
-        logged $tool.log "$bin/nativebench" compare --model gpt2 --backends native --task chat --mode stream --repeat 1 --requests 2 --max-tokens 8 \
+        logged $tool.log "$bin/nativebench" compare --model gpt2 --weights synthetic --backends native --task chat --mode stream --repeat 1 --requests 2 --max-tokens 8 \
             --profile $tool --out "$out/$tool" --format none
         status=$?
         if [ $status = 0 ]; then
