@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "3a84eed862c982609b1402418d9faa895743311003d665304608970acdc41119"
+const SourceHash = "9c3c7ae3e8c0596b8b13c6506b2d7bf2a10c50b862b9aebcc490931fb27685ed"
