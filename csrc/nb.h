@@ -104,7 +104,7 @@ typedef struct {
 // One operation of a model's graph, summed over steps of a kind.
 typedef struct {
     char    op[24];        // ggml's name: MUL_MAT
-    char    name[48];      // of the tensor that it makes: "Qcur-3"
+    char    name[64];      // of the tensor that it makes: "Qcur-3"
     char    weight[64];    // tensor of the model's file that it reads: "blk.3.attn_q.weight"; "": none
     char    device[16];    // CPU, CUDA0, …
     int64_t ns;            // launched alone and awaited

@@ -29,7 +29,7 @@ var (
 	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_result{})-104]
 	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_progress{})-8]
 	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_stamps{})-48]
-	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_op{})-200]
+	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_op{})-216]
 	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_ops{})-216]
 )
 
@@ -63,7 +63,7 @@ func load(dir string) (library, error) {
 	if api == nil {
 		return library{}, fmt.Errorf("native: cannot open %s: %s", path, msg)
 	}
-	want := [10]C.uint32_t{64, 736, 88, 48, 16, 104, 8, 48, 200, 216}
+	want := [10]C.uint32_t{64, 736, 88, 48, 16, 104, 8, 48, 216, 216}
 	for i, size := range want {
 		if api.sizes[i] != size {
 			return library{}, fmt.Errorf("native: %s was built from another nb.h (structure %d has %d bytes, not %d): run `make engine`", path, i, api.sizes[i], size)

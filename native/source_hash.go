@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "6846f64ae61efefb57fd80b4b8cd4b3830b499f2e986c44035de3e1c28e49f16"
+const SourceHash = "4f297ff51aa2cb3d1c83360d6cff98f16615cd9b0d784f3449c6edaf1f80e16b"

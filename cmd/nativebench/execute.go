@@ -187,19 +187,20 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 	failed, leftOut := 0, 0
 	client := runner.Client{PrefixCache: x.plan.PrefixCache}
 	warmups, measured := c.Warmup*c.Concurrency, runner.Measured(c) // still to come
-	command, grace := x.command, time.Duration(0)
+	command, ending := x.command, time.Duration(0)
 	if job.Profile && seat.pids == nil { // in process
 		if command, err = x.underProfiler(attemptName(job), false, command); err != nil {
 			return err
 		}
-		grace = profileGrace
+		ending = profileEnding
+		fmt.Fprintf(log, "%s\n", strings.Join(command, " "))
 	}
 	drain, release := x.drainFor(seat)
 	defer release()
 	child := runner.Child{
 		Command: command, Env: x.env, Log: log,
 		Spec:  runner.Spec{Job: job, Backend: spec},
-		Limit: c.CellTimeout + hangGrace + grace, Grace: grace,
+		Limit: c.CellTimeout + hangGrace + ending, Ending: ending,
 		Started: func(pid int) {
 			roots := seat.pids
 			if roots == nil {

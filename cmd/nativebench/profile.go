@@ -59,9 +59,12 @@ func profilerByName(name string) (profiler, bool) {
 	return profilers()[i], true
 }
 
-// profileGrace is how long the process of a profiled cell may take to end: the
-// tool writes its report then.
-const profileGrace = 15 * time.Minute
+// profileEnding is how long the process of a profiled cell may take to end: the
+// tool writes its report then. A server's is written at the end of each capture.
+const (
+	profileEnding       = 15 * time.Minute
+	profileServerEnding = 2 * time.Minute
+)
 
 // profilesDir is where reports of profilers go, within the run directory.
 const profilesDir = "profiles"

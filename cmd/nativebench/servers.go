@@ -328,7 +328,7 @@ func launchServer(ctx context.Context, row httpbackends.Server, p place) (*seat,
 		}
 	}
 	if p.profile != nil {
-		how.Grace = profileGrace
+		how.Grace = profileServerEnding
 	}
 	server, err := launch.Start(ctx, how)
 	if err != nil {

@@ -30,8 +30,8 @@ type Child struct {
 	// It should lie beyond the cell's own time limit.
 	Limit time.Duration
 	// Grace is how long a process may take to end after it was told to stop at
-	// once, and after its last message; 0: 5 s.
-	Grace time.Duration
+	// once; 0: 5 s. Ending is the same after its last message; 0: Grace.
+	Grace, Ending time.Duration
 
 	Started func(pid int)
 	Loading func(share float64) // of the model, 0..1
@@ -53,6 +53,9 @@ func Supervise(ctx context.Context, drain <-chan struct{}, c Child) (results.Cel
 	ev := results.CellEvent{Cell: c.Spec.Job.ID, Attempt: c.Spec.Job.Attempt, State: results.CellFailed, Class: string(bench.Crash)}
 	if c.Grace == 0 {
 		c.Grace = 5 * time.Second
+	}
+	if c.Ending == 0 {
+		c.Ending = c.Grace
 	}
 	p, err := start(c)
 	if err != nil {
@@ -201,9 +204,9 @@ func (p *process) shepherd(ctx context.Context, drain, finished <-chan struct{},
 	}
 	var why int32
 	stop := ctx.Done()
-	wait := func(because int32) {
-		if patience == nil {
-			why, patience = because, time.After(c.Grace)
+	wait := func(because int32, d time.Duration) {
+		if patience == nil || because == byStop { // told to stop, it has no more time than that
+			why, patience = because, time.After(d)
 		}
 	}
 	for {
@@ -217,10 +220,10 @@ func (p *process) shepherd(ctx context.Context, drain, finished <-chan struct{},
 		case <-stop:
 			stop = nil
 			p.cmd.Process.Signal(syscall.SIGTERM)
-			wait(byStop)
+			wait(byStop, c.Grace)
 		case <-finished:
 			finished = nil
-			wait(byExit)
+			wait(byExit, c.Ending)
 		case <-limit:
 			limit = nil
 			p.kill(byLimit)

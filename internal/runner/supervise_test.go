@@ -282,6 +282,24 @@ func TestStopsReachTheChild(t *testing.T) {
 	}
 }
 
+// Told to stop, it has no more time than that, however long it may otherwise
+// take after its last message.
+func TestStopNowCutsTheEndingShort(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	c := testChild("lingers")
+	c.Grace, c.Ending = 100*time.Millisecond, time.Hour
+	seen := 0
+	c.Record = func(*results.Record) error {
+		if seen++; seen == 6 {
+			time.AfterFunc(100*time.Millisecond, cancel) // about when it has said its last message; before or after
+		}
+		return nil
+	}
+	if ev, err := Supervise(ctx, nil, c); err != nil || len(ev.Warnings)+len(ev.Reason) == 0 {
+		t.Fatalf("%+v, %v", ev, err)
+	}
+}
+
 // A child that does not heed the second stop is killed after its grace.
 func TestStopNowKillsADeafChild(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
