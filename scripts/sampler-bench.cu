@@ -1,7 +1,6 @@
 // Times the kernels that choose tokens (csrc/gpu_sampler.cu) alone:
 //
-//	nvcc -std=c++17 -O3 -arch=native scripts/sampler-bench.cu -o /tmp/sampler-bench && /tmp/sampler-bench [ROUNDS [VOCABULARY
-//SEQUENCES]]
+//	nvcc -std=c++17 -O3 -arch=native scripts/sampler-bench.cu -o /tmp/b && /tmp/b [ROUNDS [VOCABULARY SEQUENCES]]
 //
 // Printed are, for several vocabularies and sequences, the device's time for a
 // choice (of all sequences, from choices in a row) and the host's from the
