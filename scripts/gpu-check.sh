@@ -8,6 +8,7 @@
 #
 #   TIME_BUDGET  seconds for all of it; what it has no time for is skipped (3600)
 #   MODELS       whose speed is checked ("gpt2 phi-2 llama-2-7b-chat mistral-7b-instruct")
+#   PARTS        lines to check, by their first number ("1 2 3 4 5 6 7")
 #   PAIRS        pairs of processes a speed is the median of, at least 3 (5)
 #   CYCLES_MODEL GGUF file of the leak check; without it a small one is written
 #   OUT          directory of logs and runs (gpu-check-TIME)
@@ -50,6 +51,7 @@ engine=$NATIVEBENCH_ENGINE_DIR
 
 budget=${TIME_BUDGET:-3600}
 pairs=${PAIRS:-5}
+parts=${PARTS:-1 2 3 4 5 6 7}
 models=${MODELS:-gpt2 phi-2 llama-2-7b-chat mistral-7b-instruct}
 for n in "$budget" "$pairs"; do
     [[ $n =~ ^[0-9]+$ ]] || die "TIME_BUDGET and PAIRS are whole numbers, not \"$n\""
@@ -73,8 +75,13 @@ line() {
 
 left() { echo $((budget > SECONDS ? budget - SECONDS : 0)); }
 
-# time_for ID WHAT SECONDS: whether the budget has room for it; else it says so.
+# time_for ID WHAT SECONDS: whether it is wanted and the budget has room for it;
+# else it says so.
 time_for() {
+    if [[ " $parts " != *" ${1%%.*} "* ]]; then
+        line "$1" SKIP "$2" "PARTS leaves it out"
+        return 1
+    fi
     [ "$(left)" -ge "$3" ] && return 0
     line "$1" SKIP "$2" "TIME_BUDGET leaves $(left) s, it needs about $3"
     return 1
