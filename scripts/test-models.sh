@@ -2,7 +2,7 @@
 # test-models.sh: synthetic weights of every architecture against Transformers in
 # the pinned Python environment, which is made the first time (some gigabytes):
 # the same token ids, the same logits, the same greedy answers, the same distribution
-# of sampled tokens. Needs 12 GB in TMPDIR and 8 GB of memory.
+# of sampled tokens; and the conversion to GGUF, alone and in compare. Needs 12 GB in TMPDIR and 8 GB of memory.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 NATIVEBENCH_ENGINE_DIR=$(scripts/build-engine.sh --print-dir)
@@ -15,9 +15,12 @@ cache=${NATIVEBENCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nativebench}
 if [ -d "$cache/llama.cpp-$LLAMA_TAG" ]; then
     export NATIVEBENCH_TEST_LLAMA_SOURCES=$cache/llama.cpp-$LLAMA_TAG
 fi
-if [ -x "$cache/python/convert/bin/python" ]; then
-    export NATIVEBENCH_TEST_CONVERTER=$cache/python/convert/bin/python
-fi
+NATIVEBENCH_PYTHON_CONVERT=$(scripts/python-env.sh convert)
+NATIVEBENCH_TEST_CONVERTER=$NATIVEBENCH_PYTHON_CONVERT/bin/python
+export NATIVEBENCH_PYTHON_CONVERT NATIVEBENCH_TEST_CONVERTER
+# The converter for real, and compare from a hub with it.
+"${GO:-go}" test ./internal/convert ./cmd/nativebench -p 1 -run 'Convert|Quantized|GivenUp|TestCompareFromTheHub' -count=1 -timeout 30m -v
+
 # One package after the other: each holds a model of some gigabytes.
 "${GO:-go}" test ./internal/synth ./internal/verify -p 1 -run 'TokenizerFilesAgree|TokenizersAreThose|LogitsAreThose|ConverterMakes|TextIsVaried|SameModelAsTransformers' \
     -count=1 -timeout 90m -v
