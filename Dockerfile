@@ -3,15 +3,17 @@
 # best of its variants at run time. `make docker` builds it; docs/containers.md.
 # For NVIDIA GPUs: Dockerfile.cuda.
 #
-#   PYTHON_ENV  transformers (some gigabytes), or none
-#   GO_URL      a mirror of https://go.dev/dl
+#   CPU_VARIANTS  all, or native: the instruction set of this machine alone
+#   PYTHON_ENV    transformers (some gigabytes), or none
+#   GO_URL        a mirror of https://go.dev/dl
 ARG BASE=debian:trixie-slim
 
 FROM ${BASE} AS build
 WORKDIR /src
 COPY scripts/image.sh scripts/
 RUN scripts/image.sh tools
-ENV NATIVEBENCH_CACHE=/cache NATIVEBENCH_CPU=all NATIVEBENCH_CUDA=0
+ARG CPU_VARIANTS=all
+ENV NATIVEBENCH_CACHE=/cache NATIVEBENCH_CPU=${CPU_VARIANTS} NATIVEBENCH_CUDA=0
 COPY scripts/build-engine.sh scripts/llama-pin.sh scripts/source-hash.sh scripts/
 COPY csrc/ csrc/
 RUN --mount=type=cache,id=nativebench,target=/cache,sharing=locked scripts/image.sh engine

@@ -25,7 +25,7 @@ packages() {
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
     apt-get install -y -qq --no-install-recommends "$@" >/dev/null
-    rm -rf /var/lib/apt/lists/*
+    rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 }
 
 # install_go puts the pinned Go into /opt/go.
@@ -55,8 +55,10 @@ case ${1:-} in
         export PATH=/opt/go/bin:$PATH GOTOOLCHAIN=local GOFLAGS=-buildvcs=false
         export GOMODCACHE=${NATIVEBENCH_CACHE:-/tmp}/go/mod GOCACHE=${NATIVEBENCH_CACHE:-/tmp}/go/build
         make build VERSION="${VERSION:-unknown}"
-        mkdir -p "$prefix"
-        cp -RL bin/engine/. "$prefix/engine/" # the cache is not in the image
+        # The cache, where half of the engine's folder leads to, is not in the image.
+        mkdir -p "$prefix/engine"
+        cp -a "$(dirname "$(readlink -f bin/engine/llama-server)")/." "$prefix/engine/"
+        find bin/engine/ -mindepth 1 -maxdepth 1 ! -type l -exec cp -a -t "$prefix/engine" {} +
         cp bin/nativebench LICENSE "$prefix/"
         ;;
     runtime)

@@ -14,6 +14,17 @@ import (
 
 const top = "../.."
 
+// asMain makes the test binary the program itself.
+const asMain = "NATIVEBENCH_TEST_CHECK_DOCKERFILE"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asMain) != "" {
+		main()
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
 func read(t *testing.T, path string) string {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(top, path))
@@ -253,10 +264,11 @@ CMD ["ls", "/copied"]
 			t.Fatal(err)
 		}
 	}
-	binary := filepath.Join(dir, "check")
-	if out, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	binary, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
 	}
+	t.Setenv(asMain, "1")
 	git := exec.Command("git", "init", "-q")
 	git.Dir = filepath.Join(dir, "src")
 	if out, err := git.CombinedOutput(); err != nil {

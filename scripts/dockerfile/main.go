@@ -336,10 +336,14 @@ func (c *checker) bind(s *stage, outside, inside string) error {
 	if err != nil {
 		return err
 	}
-	if st.IsDir() {
+	switch _, missing := os.Stat(to); {
+	case missing == nil:
+	case st.IsDir():
 		err = os.MkdirAll(to, 0o755)
-	} else if err = os.MkdirAll(filepath.Dir(to), 0o755); err == nil {
-		err = os.WriteFile(to, nil, 0o644)
+	default:
+		if err = os.MkdirAll(filepath.Dir(to), 0o755); err == nil {
+			err = os.WriteFile(to, nil, 0o644)
+		}
 	}
 	if err != nil {
 		return err
