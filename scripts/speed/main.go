@@ -61,8 +61,9 @@ func groups(gpu bool) []group {
 	sampled.Sample, sampled.Temperature, sampled.TopP = true, 0.8, 0.95
 	prompt := native.Work{PromptTokens: 512, OutputTokens: 1, Slots: 1}
 	single := group{"single", []kind{
-		{rawDecode, one(129), decode, "tg128", 1.00},
+		// In llama-bench's order: a GPU that computes grows warm and slows down.
 		{"prompt of 512 / llama-bench pp512", prompt, prefill, "pp512", 1.00},
+		{rawDecode, one(129), decode, "tg128", 1.00},
 		{"decode, temperature + top-p / our raw decode", sampled, decode, "", 0.97},
 	}, llamaBench}
 	parallel, target := []int{4}, 0.98
