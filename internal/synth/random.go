@@ -59,14 +59,14 @@ func mix(z uint64) uint64 {
 }
 
 // quantiles are those of the standard normal distribution at (i+½)/65536 for
-// each i of 16 bits, from -4.33 to 4.33, scaled by 1.00002 so that their
+// each i of 16 bits, from -4.33 to 4.33, scaled by 1.00001 so that their
 // variance is 1. Their mean is 0.
 //
 // Only operations that IEEE 754 rounds exactly are used, so that the bits are
 // the same on every machine, which a logarithm would not promise: the density
 // goes from one x to the next by multiplications, and its integral is summed by
 // trapezoids. The conversions keep a compiler from fusing a multiplication with
-// an addition. Quantiles are good to 1e-8.
+// an addition. Quantiles are good to 3e-7.
 var quantiles = sync.OnceValue(func() *[1 << 16]float64 {
 	const (
 		h     = 1. / 4096
@@ -187,7 +187,8 @@ func (d DType) bytes() int64 {
 // bits is x in stored's form, as the number that a model of type d holds for
 // it: rounded to F16 and, for BF16, from there to BF16. It can be represented in F16
 // (BF16: in both, where it is normal), and the same number stands in all files
-// of a model, however wide they store it; files of F16 and F32 agree.
+// of a model, however wide they store it; files of F16 and F32 agree. Below 1 % of
+// the numbers of a 7B model's matrices are subnormal in F16, and none is 0.
 func (d DType) bits(stored DType, x float32) uint32 {
 	h := float16.Fromfloat32(x) // to nearest, ties to even
 	if stored == F16 {
