@@ -213,15 +213,20 @@ type summed struct {
 	f   *os.File
 	sum Checksum
 	n   int64
+
+	begun int64 // so many bytes of n are on their way to the disk
 }
 
 func (h *summed) Write(b []byte) (int, error) {
 	h.sum.Write(b)
 	n, err := h.f.Write(b)
+	h.n += int64(n)
 	// The disk begins now, and not when the kernel has too much or Sync asks, or it would
 	// wait for the making. Where a file system cannot do that, Sync does.
-	_ = syscall.SyncFileRange(int(h.f.Fd()), h.n, int64(n), syncFileRangeWrite)
-	h.n += int64(n)
+	if h.n-h.begun >= writeback {
+		_ = syscall.SyncFileRange(int(h.f.Fd()), h.begun, h.n-h.begun, syncFileRangeWrite)
+		h.begun = h.n
+	}
 	h.w.mu.Lock()
 	defer h.w.mu.Unlock()
 	h.w.done += int64(n)
@@ -234,6 +239,9 @@ func (h *summed) Write(b []byte) (int, error) {
 // syncFileRangeWrite starts writing what is not yet under way, and does not wait
 // for it (SYNC_FILE_RANGE_WRITE of sync_file_range(2)).
 const syncFileRangeWrite = 2
+
+// writeback is how many bytes are begun at once.
+const writeback = 32 << 20
 
 // behind writes in another goroutine than the one that makes the bytes.
 type behind struct {
