@@ -18,6 +18,8 @@ import (
 	"github.com/nativebench/nativebench/internal/bench"
 	"github.com/nativebench/nativebench/internal/bench/benchtest"
 	"github.com/nativebench/nativebench/internal/results"
+	"github.com/nativebench/nativebench/internal/runner"
+	"github.com/nativebench/nativebench/internal/telemetry"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -62,11 +64,12 @@ func testRegistry() registry {
 			name: name, about: "for tests",
 			check: func(string) error { return nil },
 			ready: func(context.Context, place) (*seat, error) { return &seat{spec: name}, nil },
-			open: func(_ context.Context, spec json.RawMessage, loading func(float64)) (bench.Backend, error) {
+			open: func(_ context.Context, spec json.RawMessage, o runner.Opening) (bench.Backend, error) {
 				if string(spec) != `"`+name+`"` {
 					return nil, errors.New("the spec did not reach the child: " + string(spec))
 				}
-				loading(0.5)
+				o.Loading(0.5)
+				o.Hold(telemetry.ContextMark)
 				return open()
 			},
 		}
@@ -128,7 +131,7 @@ func flaky() backend {
 		name: "flaky", about: "for tests",
 		check: func(string) error { return nil },
 		ready: func(context.Context, place) (*seat, error) { return &seat{spec: ""}, nil },
-		open: func(context.Context, json.RawMessage, func(float64)) (bench.Backend, error) {
+		open: func(context.Context, json.RawMessage, runner.Opening) (bench.Backend, error) {
 			return benchtest.NewFake(benchtest.FakeConfig{
 				Name: "flaky", Virtual: true, Context: 4096,
 				Fail: map[int]bench.Class{2: bench.Engine, 3: bench.Engine},
@@ -156,7 +159,7 @@ func mortal() backend {
 				stop:    func(context.Context) error { return nil },
 			}, nil
 		},
-		open: func(context.Context, json.RawMessage, func(float64)) (bench.Backend, error) {
+		open: func(context.Context, json.RawMessage, runner.Opening) (bench.Backend, error) {
 			return benchtest.NewFake(benchtest.FakeConfig{Name: "mortal", Virtual: true}), nil
 		},
 	}
@@ -168,7 +171,7 @@ func holder() backend {
 		name: "holder", about: "for tests", holdsWeights: true,
 		check: func(string) error { return nil },
 		ready: func(_ context.Context, p place) (*seat, error) { return &seat{spec: p.weights.Path}, nil },
-		open: func(_ context.Context, spec json.RawMessage, _ func(float64)) (bench.Backend, error) {
+		open: func(_ context.Context, spec json.RawMessage, _ runner.Opening) (bench.Backend, error) {
 			var path string
 			if err := json.Unmarshal(spec, &path); err != nil {
 				return nil, err
