@@ -397,7 +397,8 @@ class LlamaModel : public Model {
             row.kv += static_cast<int64_t>(bytes.context);
             row.compute += static_cast<int64_t>(bytes.compute);
         }
-        if (gpu_ && gpu_->bytes() > 0) by_device[ggml_backend_dev_name(llama_model_get_device(model_.get(), 0))].compute += gpu_->bytes();
+        if (gpu_ && gpu_->bytes() > 0)
+            by_device[ggml_backend_dev_name(llama_model_get_device(model_.get(), 0))].compute += gpu_->bytes();
         for (auto &[name, row] : by_device) {
             put(row.device, name);
             rows->push_back(row);
@@ -680,7 +681,7 @@ std::unique_ptr<Vocab> load_vocab(const char *gguf_path) {
     ggml_backend_dev_t none[] = {nullptr}; // those of a model in this process are not asked
     llama_model_params mp     = llama_model_default_params();
     mp.devices                = none;
-    mp.vocab_only         = true;
+    mp.vocab_only             = true;
     return std::make_unique<LoneVocab>(load_weights(gguf_path, mp, nullptr));
 }
 

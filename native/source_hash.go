@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "3ea72297fa900f02643236003373450be1fc4be85fbe0c5e0ee742d21f594844"
+const SourceHash = "72820fbe93d3b0caa1f4e04c2f111f3a105758439570902e8213bc555cc8cd7b"
