@@ -52,9 +52,6 @@ func child(mode string) int {
 		return 1
 	}
 	fmt.Fprintln(os.Stderr, "child in mode", mode)
-	if mode == "hang" {
-		fmt.Fprintln(os.Stderr, "child is", os.Getpid())
-	}
 	switch mode {
 	case "parent": // of a child that hangs; for the test of kill -9
 		c := testChild("hang")
@@ -119,6 +116,7 @@ func child(mode string) int {
 		case "hang", "drain", "cancel":
 			fmt.Fprintln(os.Stderr, "in request 2")
 			if mode == "hang" {
+				fmt.Fprintln(os.Stderr, "child is", os.Getpid())
 				signal.Ignore(syscall.SIGTERM, syscall.SIGINT)
 				time.Sleep(time.Hour)
 			}
