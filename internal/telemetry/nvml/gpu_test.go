@@ -35,7 +35,7 @@ func TestRealGPU(t *testing.T) {
 }
 
 // On an idle card 0 bytes are in use, and that is no fault.
-func TestRealGPUOfAnIdleCard(t *testing.T) {
+func TestAnIdleCardIsNoFault(t *testing.T) {
 	t.Setenv(visibleVar, "0")
 	m, states := nvmltest.Machine(1)
 	states[0].Used = 0
