@@ -117,6 +117,53 @@ func TestCellsAreWatchedOnTheGPU(t *testing.T) {
 	isTraceOf(t, trace, run, "memory used", "memory of the backend", "power", "power by the energy counter", "SM clock", "memory clock", "temperature", "busy")
 }
 
+// The ledger is of readings at moments at which the cell's process stood still, not
+// of the last samples before them: it adds up though each stage is as short as can
+// be, whether the driver shows processes or not. Figures of GPT-2 on an H100.
+func TestTheLedgerIsReadAtMarks(t *testing.T) {
+	for _, shown := range []bool{true, false} {
+		file := filepath.Join(t.TempDir(), "stage")
+		t.Setenv(stageFile, file)
+		gpus := mockGPUs(t, 1)
+		gpus[0].Set(func(g *nvmltest.GPU) {
+			g.Before = func(g *nvmltest.GPU) {
+				g.Used, g.Processes = 0, nil
+				stage, _ := os.ReadFile(file)
+				for _, pid := range children() {
+					own := map[string]uint64{"context": 518, "loaded": 420 + 518, "at work": 1102}[string(stage)] << 20
+					g.Used += own
+					g.Processes = append(g.Processes, nvidia.ProcessInfo{Pid: pid, UsedGpuMemory: own})
+				}
+			}
+			if !shown {
+				g.Faults["processes"] = nvidia.ERROR_NO_PERMISSION
+			}
+		})
+		code, stdout, stderr := invoke(t, small("staged", filepath.Join(t.TempDir(), "run"), "--mode", "stream", "--format", "json")...)
+		if code != exitOK {
+			t.Fatalf("status %d: %s", code, stderr)
+		}
+		var r struct {
+			Runs []struct {
+				Memory []struct {
+					Parts     map[string]int64
+					Grown     int64 `json:"since_first_request"`
+					Remainder int64
+					Share     float64 `json:"remainder_of_peak"`
+					Peak      int64   `json:"own_peak"`
+				} `json:"gpu_memory"`
+			}
+		}
+		if err := json.Unmarshal([]byte(stdout), &r); err != nil || len(r.Runs) != 1 || len(r.Runs[0].Memory) != 1 {
+			t.Fatalf("%v: %s", err, stdout)
+		}
+		m := r.Runs[0].Memory[0]
+		if m.Parts["context"] != 518<<20 || m.Parts["weights"] != 236<<20 || m.Grown != 164<<20 || m.Remainder != 8<<20 || m.Peak != 1102<<20 || m.Share > 0.02 {
+			t.Errorf("processes shown: %v: %+v", shown, m)
+		}
+	}
+}
+
 // The process that measures holds nothing on a GPU: it loads no plugin that would
 // make a context there, and only the processes of cells do.
 func TestTheMeasuringProcessTouchesNoGPU(t *testing.T) {

@@ -112,6 +112,7 @@ func testRegistry() registry {
 			check: func(string) error { return errors.New("absent: its program is not installed") },
 		},
 		mortal(),
+		staged(),
 		flaky(),
 		holder(),
 		traced(),
@@ -163,6 +164,40 @@ func mortal() backend {
 			return benchtest.NewFake(benchtest.FakeConfig{Name: "mortal", Virtual: true}), nil
 		},
 	}
+}
+
+// stageFile is where the staged backend says what it holds by now.
+const stageFile = "NATIVEBENCH_TEST_STAGE"
+
+// staged holds memory on a GPU in stages, each beginning right after the mark that
+// ends the one before.
+func staged() backend {
+	return backend{
+		name: "staged", about: "for tests",
+		check: func(string) error { return nil },
+		ready: func(context.Context, place) (*seat, error) { return &seat{spec: ""}, nil },
+		open: func(_ context.Context, _ json.RawMessage, o runner.Opening) (bench.Backend, error) {
+			stage := func(s string) { os.WriteFile(os.Getenv(stageFile), []byte(s), 0o600) }
+			stage("context")
+			o.Hold(telemetry.ContextMark)
+			stage("loaded")
+			b := benchtest.NewFake(benchtest.FakeConfig{
+				Name: "staged", FirstToken: 20 * time.Millisecond, Gap: 2 * time.Millisecond, Context: 4096,
+				OnGenerate: func(int, *bench.Request) { stage("at work") },
+			})
+			return stagedBackend{b}, nil
+		},
+	}
+}
+
+type stagedBackend struct{ bench.Backend }
+
+func (b stagedBackend) Info() bench.Info {
+	i := b.Backend.Info()
+	for part, mib := range map[string]int64{"weights": 236, "kv": 72, "compute": 104} {
+		i.Memory = append(i.Memory, bench.MemoryPart{Device: "CUDA0", Part: part, Bytes: mib << 20})
+	}
+	return i
 }
 
 // holder loads weights, as far as the checks before a run can tell.
