@@ -51,6 +51,10 @@ void check_handle(const void *h) {
     if (!h) throw nb::Error(NB_INVALID, "the handle is NULL");
 }
 
+nb_status nb_begin(const char *plugin_dir, char *err, size_t errlen) {
+    return guard(err, errlen, [&] { nb::begin(plugin_dir); });
+}
+
 nb_status nb_open(const nb_params *p, nb_progress *progress, nb_engine **out, char *err, size_t errlen) {
     return guard(err, errlen, [&] {
         if (!p || !out || !p->model_path)
@@ -207,6 +211,7 @@ const nb_api *nb_get_api(uint32_t abi) {
         NB_BUILD,
         {sizeof(nb_params), sizeof(nb_info), sizeof(nb_memory), sizeof(nb_request), sizeof(nb_token), sizeof(nb_result),
          sizeof(nb_progress), sizeof(nb_stamps), sizeof(nb_op), sizeof(nb_ops)},
+        nb_begin,
         nb_open,
         nb_close,
         nb_info_of,

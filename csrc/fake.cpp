@@ -126,6 +126,8 @@ class FakeModel : public Model {
 
 } // namespace
 
+void begin(const char *) {}
+
 std::unique_ptr<Model> load_model(const nb_params &p, nb_progress *progress) {
     const std::string path = p.model_path;
     if (path.rfind("fake:", 0) != 0) throw Error(NB_MODEL, "the fake engine runs only models called fake:…, not " + path);

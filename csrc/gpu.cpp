@@ -221,6 +221,8 @@ class CudaGpu : public Gpu {
     }
     int64_t uncertainty() const override { return uncertainty_; }
 
+    int64_t bytes() const override { return bytes_; }
+
     int64_t copy_rate() override {
         enter();
         constexpr size_t kBytes = size_t{1} << 30; // far beyond any cache
@@ -270,6 +272,7 @@ class CudaGpu : public Gpu {
         Address p = 0;
         check(d_.memAlloc(&p, bytes), "cuMemAlloc");
         memory_.push_back(p);
+        bytes_ += static_cast<int64_t>(bytes);
         return p;
     }
 
@@ -312,6 +315,7 @@ class CudaGpu : public Gpu {
     std::vector<Address> memory_;
     int32_t             *ids_     = nullptr;
     Address              scratch_ = 0, cuts_ = 0, ends_device_ = 0;
+    int64_t              bytes_ = 0;                  // of memory_
     int64_t              zero_ = 0, uncertainty_ = 0; // ns; host time of begin_
 };
 

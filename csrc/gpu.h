@@ -48,6 +48,9 @@ class Gpu {
     // written a second; 0 if there is no room for it. Nothing else may run.
     virtual int64_t copy_rate() = 0;
 
+    // bytes is the device memory that this holds.
+    virtual int64_t bytes() const { return 0; }
+
   protected:
     enum Kernel { kBest, kWeigh, kDraw, kKernels }; // of gpu_sampler.cu
 

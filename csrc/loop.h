@@ -99,6 +99,7 @@ class Model {
 
 // What an engine library consists of, besides the loop: nb.cpp and fake.cpp
 // each define these, api.cpp makes the table of functions from them.
+void                   begin(const char *plugin_dir); // loads the plugins and makes a context on each device
 std::unique_ptr<Model> load_model(const nb_params &p, nb_progress *progress);
 std::unique_ptr<Vocab> load_vocab(const char *gguf_path);
 const char            *engine_name();

@@ -6,6 +6,7 @@
 #include <map>
 #include <mutex>
 
+#include <dirent.h>
 #include <dlfcn.h>
 
 // Of llama.cpp's and ggml's insides, for choosing tokens on the device: where the
@@ -91,16 +92,49 @@ std::string plugin_dir(const char *dir) {
     return where;
 }
 
-// start loads the backend plugins (CPU, CUDA, …). A CUDA plugin whose driver is
-// missing is simply not there.
-void start(const char *dir) {
-    static std::once_flag once;
-    std::call_once(once, [dir] {
-        llama_log_set([](ggml_log_level level, const char *text, void *) { llama_log().add(level, text); }, nullptr);
-        const std::string where = plugin_dir(dir);
+// load_cpu loads the plugin of the CPU alone: of its variants the one with the
+// highest score on this machine, as ggml chooses it.
+void load_cpu(const std::string &dir) {
+    DIR *list = opendir(dir.c_str());
+    if (!list) return;
+    std::string best;
+    int         most = -1;
+    while (const dirent *entry = readdir(list)) {
+        const std::string name = entry->d_name;
+        if (name.rfind("libggml-cpu", 0) != 0 || name.size() < 3 || name.compare(name.size() - 3, 3, ".so") != 0) continue;
+        const std::string path = dir + "/" + name;
+        void             *lib  = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+        if (!lib) continue;
+        const auto score = reinterpret_cast<int (*)()>(dlsym(lib, "ggml_backend_score"));
+        const int  s     = name == "libggml-cpu.so" ? 0 : score ? score() : -1; // 0: where no variant does
+        if (s > most && (s > 0 || name == "libggml-cpu.so")) {
+            most = s;
+            best = path;
+        }
+        dlclose(lib);
+    }
+    closedir(list);
+    if (!best.empty()) ggml_backend_load(best.c_str());
+}
+
+// start loads the backend plugins: that of the CPU, and for `devices` all (CUDA,
+// …). A CUDA plugin whose driver is missing is simply not there. One whose driver
+// is there makes a context on the GPU (half a GB) as soon as it is loaded or asked
+// anything, which a process that only tokenizes must not hold.
+void start(const char *dir, bool devices) {
+    static std::mutex           once;
+    static bool                 begun = false, all = false;
+    std::lock_guard<std::mutex> lock(once);
+    const std::string           where = plugin_dir(dir);
+    if (!begun) llama_log_set([](ggml_log_level level, const char *text, void *) { llama_log().add(level, text); }, nullptr);
+    if (devices && !all) {
+        all = true;
         ggml_backend_load_all_from_path(where.empty() ? nullptr : where.c_str());
-        llama_backend_init();
-    });
+    } else if (!devices && !begun) {
+        load_cpu(where);
+    }
+    if (!begun) llama_backend_init();
+    begun = true;
     if (ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU) == nullptr) {
         throw Error(NB_NOT_FOUND, "no CPU backend plugin (libggml-cpu*.so) beside the engine library");
     }
@@ -363,6 +397,8 @@ class LlamaModel : public Model {
             row.kv += static_cast<int64_t>(bytes.context);
             row.compute += static_cast<int64_t>(bytes.compute);
         }
+        if (gpu_ && gpu_->bytes() > 0)
+            by_device[ggml_backend_dev_name(llama_model_get_device(model_.get(), 0))].compute += gpu_->bytes();
         for (auto &[name, row] : by_device) {
             put(row.device, name);
             rows->push_back(row);
@@ -607,8 +643,18 @@ class LlamaModel : public Model {
 
 } // namespace
 
+// Asking a device of CUDA for its free memory makes its context.
+void begin(const char *plugin_dir) {
+    start(plugin_dir, true);
+    for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
+        ggml_backend_dev_t dev  = ggml_backend_dev_get(i);
+        size_t             free = 0, total = 0;
+        if (ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_GPU) ggml_backend_dev_memory(dev, &free, &total);
+    }
+}
+
 std::unique_ptr<Model> load_model(const nb_params &p, nb_progress *progress) {
-    start(p.plugin_dir);
+    start(p.plugin_dir, true);
     if (p.n_slots > static_cast<int32_t>(llama_max_parallel_sequences())) {
         throw Error(NB_INVALID, "the engine serves at most " + std::to_string(llama_max_parallel_sequences()) + " slots");
     }
@@ -631,9 +677,11 @@ std::unique_ptr<Model> load_model(const nb_params &p, nb_progress *progress) {
 }
 
 std::unique_ptr<Vocab> load_vocab(const char *gguf_path) {
-    start(nullptr);
-    llama_model_params mp = llama_model_default_params();
-    mp.vocab_only         = true;
+    start(nullptr, false);
+    ggml_backend_dev_t none[] = {nullptr}; // those of a model in this process are not asked
+    llama_model_params mp     = llama_model_default_params();
+    mp.devices                = none;
+    mp.vocab_only             = true;
     return std::make_unique<LoneVocab>(load_weights(gguf_path, mp, nullptr));
 }
 

@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define NB_ABI 4
+#define NB_ABI 5
 
 typedef int32_t nb_status;
 enum {
@@ -191,6 +191,10 @@ typedef struct {
     // sizeof nb_params, nb_info, nb_memory, nb_request, nb_token, nb_result, nb_progress, nb_stamps, nb_op, nb_ops
     uint32_t sizes[10];
 
+    // begin loads the plugins of all devices and makes a context on each, as open
+    // does first: what a device holds between the two is the context's. NULL: the
+    // plugins beside the library.
+    nb_status (*begin)(const char *plugin_dir, char *err, size_t errlen);
     // open loads the model, makes the context and starts the loop. May take
     // minutes; progress may be NULL.
     nb_status (*open)(const nb_params *p, nb_progress *progress, nb_engine **out, char *err, size_t errlen);
@@ -233,6 +237,7 @@ typedef struct {
     // opened with watch; no request may be under way. Telling takes seconds.
     nb_status (*ops)(nb_engine *e, int32_t begin, nb_ops *out, nb_op *rows, int32_t cap, int32_t *n, char *err, size_t errlen);
 
+    // vocab_open touches no device but the CPU.
     nb_status (*vocab_open)(const char *gguf_path, nb_vocab **out, char *err, size_t errlen);
     void (*vocab_close)(nb_vocab *v);
     nb_status (*vocab_tokenize)(nb_vocab *v, const char *text, int64_t len, uint32_t flags, int32_t *ids, int32_t cap, int32_t *n,

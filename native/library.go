@@ -11,6 +11,7 @@ package native
 import "C"
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -80,6 +81,21 @@ func load(dir string) (library, error) {
 func Available(dir string) error {
 	_, err := load(dir)
 	return err
+}
+
+// Begin loads the engine's plugins and makes a context on each GPU, as Open does
+// first: what a GPU holds between the two is the context's. In a process that
+// only tokenizes nothing touches a GPU.
+func Begin(dir string) error {
+	lib, err := load(dir)
+	if err != nil {
+		return err
+	}
+	path := C.CString(cmp.Or(dir, DefaultDir()))
+	defer C.free(unsafe.Pointer(path))
+	msg := newMessage()
+	defer msg.free()
+	return msg.err(C.api_begin(lib.api, path, msg.buf, errLen))
 }
 
 // Describe tells which engine lies in dir.

@@ -9,6 +9,7 @@
 const nb_api *nb_load(const char *path, char *err, size_t errlen);
 
 // cgo cannot call function pointers.
+static inline nb_status api_begin(const nb_api *a, const char *dir, char *err, size_t n) { return a->begin(dir, err, n); }
 static inline nb_status api_open(const nb_api *a, const nb_params *p, nb_progress *pr, nb_engine **out, char *err, size_t n) {
     return a->open(p, pr, out, err, n);
 }

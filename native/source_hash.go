@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "4f297ff51aa2cb3d1c83360d6cff98f16615cd9b0d784f3449c6edaf1f80e16b"
+const SourceHash = "72820fbe93d3b0caa1f4e04c2f111f3a105758439570902e8213bc555cc8cd7b"

@@ -23,6 +23,9 @@ func Available(string) error { return ErrLeftOut }
 // Describe returns ErrLeftOut.
 func Describe(string) (Build, error) { return Build{}, ErrLeftOut }
 
+// Begin returns ErrLeftOut.
+func Begin(string) error { return ErrLeftOut }
+
 // Open returns ErrLeftOut.
 func Open(context.Context, Config, func(fraction float64)) (*Engine, error) { return nil, ErrLeftOut }
 

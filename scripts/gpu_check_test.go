@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // gpuCheck runs gpu-check.sh with programs of a test in place of nativebench's:
@@ -119,6 +120,67 @@ func TestGPUCheckWithoutAGPU(t *testing.T) {
 		if status, text := gpuCheck(t, healthy(), env); status != 2 || strings.Count(text, "\n") != 1 {
 			t.Errorf("%s: status %d: %s", env, status, text)
 		}
+	}
+}
+
+// A part that runs out of time leaves nothing behind, nor what its programs have
+// started in sessions of their own.
+func TestGPUCheckLeavesNothingBehind(t *testing.T) {
+	text, err := os.ReadFile("gpu-check.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	script := "set -uo pipefail\n"
+	for _, name := range []string{"left", "pause", "descendants", "interrupted", "end_at", "logged"} {
+		_, body, found := strings.Cut(string(text), "\n"+name+"() {")
+		if !found {
+			t.Fatalf("no function %s", name)
+		}
+		line, rest, _ := strings.Cut(body, "\n")
+		if body = line; !strings.HasSuffix(line, "}") {
+			rest, _, _ = strings.Cut(rest, "\n}\n")
+			body = "\n" + rest + "\n}"
+		}
+		script += name + "() {" + body + "\n"
+	}
+	for _, tc := range []struct {
+		name, command, budget string
+		status                string
+		killed                int
+	}{
+		{"in time", "echo fine; exit 3", "60", "3", 0},
+		// As a profiler and its cell: the first ends when told, the others do not.
+		{"late", "trap 'exit 0' TERM; setsid sh -c 'trap \"\" TERM; echo $$ >>$0.pids; sleep 600 & echo $! >>$0.pids; wait' $0 & echo $$ >>$0.pids; wait", "1", "124", 3},
+		{"deaf", "trap '' TERM; echo $$ >>$0.pids; sleep 600 & echo $! >>$0.pids; while :; do wait; done", "1", "124", 2},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			file := filepath.Join(dir, "program")
+			cmd := exec.Command("bash", "-c", script+`logged log sh -c "$1" "$2"; echo "status $?"`, "bash", tc.command, file)
+			cmd.Env = append(os.Environ(), "out="+dir, "budget="+tc.budget, "GRACE=2")
+			out, err := cmd.CombinedOutput()
+			if err != nil || string(out) != "status "+tc.status+"\n" {
+				t.Errorf("%v: %s, want status %s", err, out, tc.status)
+			}
+			pids, _ := os.ReadFile(file + ".pids")
+			if n := len(strings.Fields(string(pids))); n != tc.killed {
+				t.Errorf("%d processes said who they are, want %d", n, tc.killed)
+			}
+			for _, pid := range strings.Fields(string(pids)) {
+				for until := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) { // it was killed, but dies when the kernel comes to it
+					stat, err := os.ReadFile("/proc/" + pid + "/stat")
+					if err != nil || strings.Contains(string(stat), ") Z ") {
+						break
+					}
+					if time.Now().After(until) {
+						t.Errorf("process %s lives on", pid)
+						exec.Command("kill", "-KILL", pid).Run()
+						break
+					}
+				}
+			}
+		})
 	}
 }
 

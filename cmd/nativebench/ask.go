@@ -17,6 +17,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/nativebench/nativebench/internal/bench"
+	"github.com/nativebench/nativebench/internal/runner"
 	"github.com/nativebench/nativebench/internal/verify"
 	"github.com/nativebench/nativebench/native"
 )
@@ -57,7 +58,7 @@ func askCommand(known registry) *cli.Command {
 			if err != nil {
 				return usageError{err}
 			}
-			opened, err := b.open(c.Context, q.Backend.With, func(float64) {})
+			opened, err := b.open(c.Context, q.Backend.With, runner.Opening{Loading: func(float64) {}, Hold: func(string) {}})
 			if err != nil {
 				return err
 			}

@@ -39,7 +39,7 @@ func cellCommand(known registry) *cli.Command {
 		Usage:  "run one cell; started by compare and run, not by hand",
 		Hidden: true,
 		Action: func(c *cli.Context) error {
-			out, err := runner.Messages()
+			out, held, err := runner.Messages()
 			if err != nil {
 				return usageError{err}
 			}
@@ -68,7 +68,7 @@ func cellCommand(known registry) *cli.Command {
 				}
 			}()
 			profiled := func() error { return nil }
-			err = runner.Serve(ctx, drain, c.App.Reader, out, func(ctx context.Context, spec json.RawMessage, loading func(float64)) (bench.Backend, error) {
+			err = runner.Serve(ctx, drain, c.App.Reader, held, out, func(ctx context.Context, spec json.RawMessage, o runner.Opening) (bench.Backend, error) {
 				var child childSpec
 				if err := json.Unmarshal(spec, &child); err != nil {
 					return nil, err
@@ -80,7 +80,7 @@ func cellCommand(known registry) *cli.Command {
 				if profiled, err = startPprof(child.Pprof, child.Name); err != nil {
 					return nil, fmt.Errorf("--pprof: %w", err)
 				}
-				return b.open(ctx, child.With, loading)
+				return b.open(ctx, child.With, o)
 			})
 			return errors.Join(err, profiled())
 		},

@@ -210,6 +210,7 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 			watch = runner.Watch(job.ID, roots, seat.metrics, x.w.Sample, gpus(roots)...)
 		},
 		Loading: func(share float64) { x.show.phase(fmt.Sprintf("loading the model, %.0f %%", 100*share)) },
+		Hold:    func(mark string) { watch.Hold(mark) },
 		Info: func(info bench.Info) {
 			entry := seat.entry
 			entry.Info = info
@@ -251,7 +252,7 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 		x.noteCache(ev.Server, c.Model, seat)
 		ev.Warnings = append(ev.Warnings, remarks...)
 		keepErr = firstError(keepErr, watchErr)
-		ev.GPU, remarks = watch.GPUs(ev.WindowNS, client.FirstStart, ev.Memory)
+		ev.GPU, remarks = watch.GPUs(ev.WindowNS)
 		ev.Warnings = append(ev.Warnings, remarks...)
 	}
 	ev.GPUMissing = noGPU

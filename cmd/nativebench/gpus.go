@@ -232,15 +232,16 @@ func (g gpuSet) watched(s *keptSeat) (gpus func(roots func() []int) []runner.GPU
 	}
 	return func(roots func() []int) (all []runner.GPU) {
 		for i, d := range g.used {
-			fast, slow, err := g.lib.Probes(d, roots)
-			if err != nil {
+			probes, err := g.lib.Probes(d, roots)
+			level, levelErr := g.lib.Level(d, roots)
+			if err != nil || levelErr != nil {
 				continue // it is one of the library's own
 			}
-			w := runner.GPU{Fast: fast, Asked: telemetry.GPUAsked{
-				Subject: d.Subject, Engine: engineName(i), Name: d.Name, Before: orUnknown(before, d), Fresh: s.pids == nil, Reasons: telemetry.ClockReasons,
+			w := runner.GPU{Level: level, Asked: telemetry.GPUAsked{
+				Subject: d.Subject, Engine: engineName(i), Name: d.Name, Before: orUnknown(before, d), Reasons: telemetry.ClockReasons,
 			}}
-			if slow != nil {
-				w.Slow = slow
+			for _, p := range probes {
+				w.Probes = append(w.Probes, p)
 			}
 			all = append(all, w)
 		}

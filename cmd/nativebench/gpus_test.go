@@ -7,7 +7,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -16,8 +18,10 @@ import (
 	nvidia "github.com/NVIDIA/go-nvml/pkg/nvml"
 
 	"github.com/nativebench/nativebench/internal/results"
+	"github.com/nativebench/nativebench/internal/synth"
 	"github.com/nativebench/nativebench/internal/telemetry/nvml"
 	"github.com/nativebench/nativebench/internal/telemetry/nvml/nvmltest"
+	"github.com/nativebench/nativebench/native"
 )
 
 // mockGPUs puts a mock machine in place of this one's GPUs.
@@ -47,9 +51,10 @@ func children() (pids []uint32) {
 	return pids
 }
 
-// heldByChildren makes every process that this one starts hold 3 GiB.
+// heldByChildren makes every process that this one starts hold 3 GiB, and this one
+// 400 MiB, which are nobody's.
 func heldByChildren(g *nvmltest.GPU) {
-	g.Used, g.Processes = 500<<20, nil
+	g.Used, g.Processes = 500<<20, []nvidia.ProcessInfo{{Pid: uint32(os.Getpid()), UsedGpuMemory: 400 << 20}}
 	for _, pid := range children() {
 		g.Used += 3 << 30
 		g.Processes = append(g.Processes, nvidia.ProcessInfo{Pid: pid, UsedGpuMemory: 3 << 30})
@@ -83,7 +88,7 @@ func TestCellsAreWatchedOnTheGPU(t *testing.T) {
 		if u.Before != 500<<20 || u.Loaded != 3572<<20 || u.Peak != 3572<<20 || u.Released != 500<<20 {
 			t.Errorf("%s: device %d, %d, %d, %d", c.ID, u.Before>>20, u.Loaded>>20, u.Peak>>20, u.Released>>20)
 		}
-		if u.Source != "processes" || u.OwnLoaded != 3<<30 || u.OwnPeak != 3<<30 || u.Foreign != 0 || u.EnergyJ <= 0 || u.EnergySource != "counter" || u.PeakW != 300 {
+		if u.Source != "processes" || u.OwnContext != 3<<30 || u.OwnLoaded != 3<<30 || u.OwnPeak != 3<<30 || u.Foreign != 0 || u.EnergyJ <= 0 || u.EnergySource != "counter" || u.PeakW != 300 {
 			t.Errorf("%s: %+v", c.ID, u)
 		}
 		if len(u.CallSeconds) != 9 || u.SamplerCores < 0 {
@@ -112,13 +117,108 @@ func TestCellsAreWatchedOnTheGPU(t *testing.T) {
 	isTraceOf(t, trace, run, "memory used", "memory of the backend", "power", "power by the energy counter", "SM clock", "memory clock", "temperature", "busy")
 }
 
+// The ledger is of readings at moments at which the cell's process stood still, not
+// of the last samples before them: it adds up though each stage is as short as can
+// be, whether the driver shows processes or not. Figures of GPT-2 on an H100.
+func TestTheLedgerIsReadAtMarks(t *testing.T) {
+	for _, shown := range []bool{true, false} {
+		file := filepath.Join(t.TempDir(), "stage")
+		t.Setenv(stageFile, file)
+		gpus := mockGPUs(t, 1)
+		gpus[0].Set(func(g *nvmltest.GPU) {
+			g.Before = func(g *nvmltest.GPU) {
+				g.Used, g.Processes = 0, nil
+				stage, _ := os.ReadFile(file)
+				for _, pid := range children() {
+					own := map[string]uint64{"context": 518, "loaded": 420 + 518, "at work": 1102}[string(stage)] << 20
+					g.Used += own
+					g.Processes = append(g.Processes, nvidia.ProcessInfo{Pid: pid, UsedGpuMemory: own})
+				}
+			}
+			if !shown {
+				g.Faults["processes"] = nvidia.ERROR_NO_PERMISSION
+			}
+		})
+		code, stdout, stderr := invoke(t, small("staged", filepath.Join(t.TempDir(), "run"), "--mode", "stream", "--format", "json")...)
+		if code != exitOK {
+			t.Fatalf("status %d: %s", code, stderr)
+		}
+		var r struct {
+			Runs []struct {
+				Memory []struct {
+					Parts     map[string]int64
+					Grown     int64 `json:"since_first_request"`
+					Remainder int64
+					Share     float64 `json:"remainder_of_peak"`
+					Peak      int64   `json:"own_peak"`
+				} `json:"gpu_memory"`
+			}
+		}
+		if err := json.Unmarshal([]byte(stdout), &r); err != nil || len(r.Runs) != 1 || len(r.Runs[0].Memory) != 1 {
+			t.Fatalf("%v: %s", err, stdout)
+		}
+		m := r.Runs[0].Memory[0]
+		if m.Parts["context"] != 518<<20 || m.Parts["weights"] != 236<<20 || m.Grown != 164<<20 || m.Remainder != 8<<20 || m.Peak != 1102<<20 || m.Share > 0.02 {
+			t.Errorf("processes shown: %v: %+v", shown, m)
+		}
+	}
+}
+
+// The process that measures holds nothing on a GPU: it loads no plugin that would
+// make a context there, and only the processes of cells do.
+func TestTheMeasuringProcessTouchesNoGPU(t *testing.T) {
+	from := os.Getenv(native.EnvDir)
+	if from == "" {
+		t.Skipf("%s is not set: `make test` sets it", native.EnvDir)
+	}
+	dir := t.TempDir()
+	engine, out, touched := filepath.Join(dir, "engine"), filepath.Join(dir, "run"), filepath.Join(dir, "touched")
+	if err := os.Mkdir(engine, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	files, err := os.ReadDir(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if !strings.HasPrefix(f.Name(), "libggml-cuda") {
+			if err := os.Symlink(filepath.Join(from, f.Name()), filepath.Join(engine, f.Name())); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if text, err := exec.Command("cc", "-shared", "-fPIC", "-o", filepath.Join(engine, "libggml-cuda.so"), "../../native/testdata/device_plugin.c").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, text)
+	}
+	made, err := synth.Write(t.Context(), synth.Spec{Model: "gpt2", Seed: 1, Layers: 1, Width: 64, VocabDir: filepath.Join(from, "vocab")}, filepath.Join(dir, "model"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := program(t, []string{native.EnvDir + "=" + engine, "LD_LIBRARY_PATH=" + engine, "DEVICE_PLUGIN_OUT=" + touched}, small("native", out, "--mode", "sync", "--repeat", "2", "--format", "none", "--weights", made.GGUF, "--max-tokens", "4", "--threads", "1")...)
+	if text, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, text)
+	}
+	run := readRun(t, out)
+	if c := run.Manifest.PromptCounts; len(c) != 1 || !c[0].Exact || c[0].Vocabulary == "" {
+		t.Errorf("the prompts were not counted with the engine's tokenizer: %+v", c)
+	}
+	text, err := os.ReadFile(touched)
+	if err != nil {
+		t.Fatalf("no cell loaded the plugin: %v", err)
+	}
+	pids := strings.Fields(string(text))
+	if len(pids) != len(run.Cells()) || slices.Contains(pids, strconv.Itoa(cmd.Process.Pid)) {
+		t.Errorf("the plugin was loaded by %v, for %d cells of process %d", pids, len(run.Cells()), cmd.Process.Pid)
+	}
+}
+
 // A GPU that falls off the bus during a cell takes its own numbers with it and
 // nothing else.
 func TestALostGPUIsNotTheCellsEnd(t *testing.T) {
 	gpus := mockGPUs(t, 1)
 	gpus[0].Set(func(g *nvmltest.GPU) {
 		g.Before = func(g *nvmltest.GPU) {
-			if heldByChildren(g); len(g.Processes) > 0 {
+			if heldByChildren(g); len(g.Processes) > 1 {
 				g.All = nvidia.ERROR_GPU_IS_LOST
 			}
 		}

@@ -18,6 +18,8 @@ import (
 	"github.com/nativebench/nativebench/internal/bench"
 	"github.com/nativebench/nativebench/internal/bench/benchtest"
 	"github.com/nativebench/nativebench/internal/results"
+	"github.com/nativebench/nativebench/internal/runner"
+	"github.com/nativebench/nativebench/internal/telemetry"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -62,11 +64,12 @@ func testRegistry() registry {
 			name: name, about: "for tests",
 			check: func(string) error { return nil },
 			ready: func(context.Context, place) (*seat, error) { return &seat{spec: name}, nil },
-			open: func(_ context.Context, spec json.RawMessage, loading func(float64)) (bench.Backend, error) {
+			open: func(_ context.Context, spec json.RawMessage, o runner.Opening) (bench.Backend, error) {
 				if string(spec) != `"`+name+`"` {
 					return nil, errors.New("the spec did not reach the child: " + string(spec))
 				}
-				loading(0.5)
+				o.Loading(0.5)
+				o.Hold(telemetry.ContextMark)
 				return open()
 			},
 		}
@@ -109,6 +112,7 @@ func testRegistry() registry {
 			check: func(string) error { return errors.New("absent: its program is not installed") },
 		},
 		mortal(),
+		staged(),
 		flaky(),
 		holder(),
 		traced(),
@@ -128,7 +132,7 @@ func flaky() backend {
 		name: "flaky", about: "for tests",
 		check: func(string) error { return nil },
 		ready: func(context.Context, place) (*seat, error) { return &seat{spec: ""}, nil },
-		open: func(context.Context, json.RawMessage, func(float64)) (bench.Backend, error) {
+		open: func(context.Context, json.RawMessage, runner.Opening) (bench.Backend, error) {
 			return benchtest.NewFake(benchtest.FakeConfig{
 				Name: "flaky", Virtual: true, Context: 4096,
 				Fail: map[int]bench.Class{2: bench.Engine, 3: bench.Engine},
@@ -156,10 +160,44 @@ func mortal() backend {
 				stop:    func(context.Context) error { return nil },
 			}, nil
 		},
-		open: func(context.Context, json.RawMessage, func(float64)) (bench.Backend, error) {
+		open: func(context.Context, json.RawMessage, runner.Opening) (bench.Backend, error) {
 			return benchtest.NewFake(benchtest.FakeConfig{Name: "mortal", Virtual: true}), nil
 		},
 	}
+}
+
+// stageFile is where the staged backend says what it holds by now.
+const stageFile = "NATIVEBENCH_TEST_STAGE"
+
+// staged holds memory on a GPU in stages, each beginning right after the mark that
+// ends the one before.
+func staged() backend {
+	return backend{
+		name: "staged", about: "for tests",
+		check: func(string) error { return nil },
+		ready: func(context.Context, place) (*seat, error) { return &seat{spec: ""}, nil },
+		open: func(_ context.Context, _ json.RawMessage, o runner.Opening) (bench.Backend, error) {
+			stage := func(s string) { os.WriteFile(os.Getenv(stageFile), []byte(s), 0o600) }
+			stage("context")
+			o.Hold(telemetry.ContextMark)
+			stage("loaded")
+			b := benchtest.NewFake(benchtest.FakeConfig{
+				Name: "staged", FirstToken: 20 * time.Millisecond, Gap: 2 * time.Millisecond, Context: 4096,
+				OnGenerate: func(int, *bench.Request) { stage("at work") },
+			})
+			return stagedBackend{b}, nil
+		},
+	}
+}
+
+type stagedBackend struct{ bench.Backend }
+
+func (b stagedBackend) Info() bench.Info {
+	i := b.Backend.Info()
+	for part, mib := range map[string]int64{"weights": 236, "kv": 72, "compute": 104} {
+		i.Memory = append(i.Memory, bench.MemoryPart{Device: "CUDA0", Part: part, Bytes: mib << 20})
+	}
+	return i
 }
 
 // holder loads weights, as far as the checks before a run can tell.
@@ -168,7 +206,7 @@ func holder() backend {
 		name: "holder", about: "for tests", holdsWeights: true,
 		check: func(string) error { return nil },
 		ready: func(_ context.Context, p place) (*seat, error) { return &seat{spec: p.weights.Path}, nil },
-		open: func(_ context.Context, spec json.RawMessage, _ func(float64)) (bench.Backend, error) {
+		open: func(_ context.Context, spec json.RawMessage, _ runner.Opening) (bench.Backend, error) {
 			var path string
 			if err := json.Unmarshal(spec, &path); err != nil {
 				return nil, err

@@ -16,6 +16,7 @@ import (
 	"github.com/nativebench/nativebench/internal/bench"
 	"github.com/nativebench/nativebench/internal/bench/benchtest"
 	"github.com/nativebench/nativebench/internal/plan"
+	"github.com/nativebench/nativebench/internal/runner"
 )
 
 // traceFile names a file into which the backend "traced" writes what happens.
@@ -49,7 +50,7 @@ func traced() backend {
 		name: "traced", about: "for tests", profiles: true,
 		check: func(string) error { return nil },
 		ready: func(context.Context, place) (*seat, error) { return &seat{spec: ""}, nil },
-		open: func(context.Context, json.RawMessage, func(float64)) (bench.Backend, error) {
+		open: func(context.Context, json.RawMessage, runner.Opening) (bench.Backend, error) {
 			return profiledFake{benchtest.NewFake(benchtest.FakeConfig{
 				Name: "traced", Virtual: true, Context: 4096,
 				OnGenerate: func(int, *bench.Request) { note("request") },

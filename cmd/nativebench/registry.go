@@ -11,6 +11,7 @@ import (
 	"github.com/nativebench/nativebench/internal/bench"
 	"github.com/nativebench/nativebench/internal/plan"
 	"github.com/nativebench/nativebench/internal/results"
+	"github.com/nativebench/nativebench/internal/runner"
 	"github.com/nativebench/nativebench/internal/telemetry"
 	"github.com/nativebench/nativebench/native"
 )
@@ -34,7 +35,7 @@ type backend struct {
 	// the seat.
 	ready func(ctx context.Context, p place) (*seat, error)
 	// open is the child's side of ready.
-	open func(ctx context.Context, spec json.RawMessage, loading func(float64)) (bench.Backend, error)
+	open func(ctx context.Context, spec json.RawMessage, o runner.Opening) (bench.Backend, error)
 }
 
 // place is where and how a backend serves one model.
@@ -134,12 +135,16 @@ func nativeBackend() backend {
 				FlashAttn: e.FlashAttn, CacheType: e.CacheType,
 			}, entry: results.Backend{Settings: p.settings()}}, nil
 		},
-		open: func(ctx context.Context, spec json.RawMessage, loading func(float64)) (bench.Backend, error) {
+		open: func(ctx context.Context, spec json.RawMessage, o runner.Opening) (bench.Backend, error) {
 			var cfg native.Config
 			if err := json.Unmarshal(spec, &cfg); err != nil {
 				return nil, err
 			}
-			e, err := native.Open(ctx, cfg, loading)
+			if err := native.Begin(cfg.Dir); err != nil {
+				return nil, bench.Fail(bench.Engine, "%w", err)
+			}
+			o.Hold(telemetry.ContextMark) // the GPUs hold this process's contexts, and nothing else of it
+			e, err := native.Open(ctx, cfg, o.Loading)
 			if err != nil {
 				return nil, bench.Fail(bench.Engine, "%w", err)
 			}

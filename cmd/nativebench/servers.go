@@ -25,6 +25,7 @@ import (
 	"github.com/nativebench/nativebench/internal/launch"
 	"github.com/nativebench/nativebench/internal/plan"
 	"github.com/nativebench/nativebench/internal/results"
+	"github.com/nativebench/nativebench/internal/runner"
 	"github.com/nativebench/nativebench/internal/telemetry"
 	"github.com/nativebench/nativebench/native"
 	"github.com/nativebench/nativebench/scripts"
@@ -68,7 +69,7 @@ func serverBackend(row httpbackends.Server) backend {
 			}
 			return launchServer(ctx, row, p)
 		},
-		open: func(ctx context.Context, spec json.RawMessage, _ func(float64)) (bench.Backend, error) {
+		open: func(ctx context.Context, spec json.RawMessage, _ runner.Opening) (bench.Backend, error) {
 			var at serverSpec
 			if err := json.Unmarshal(spec, &at); err != nil {
 				return nil, err

@@ -6,10 +6,11 @@ import "github.com/nativebench/nativebench/internal/bench"
 // add up to it, in bytes.
 type VRAM struct {
 	Parts []VRAMPart
-	// Grown is what came after the first request began: graphs, libraries that
-	// are loaded late, pools.
+	// Grown is what came from the end of the load, before the first request, to the
+	// peak, by the driver: graphs, libraries that are loaded late with their
+	// workspaces, pools.
 	Grown int64
-	// Remainder is what no part explains of what was held before that request;
+	// Remainder is what no part explains of what was held at the end of the load;
 	// below 0 where the parts are more than was held.
 	Remainder int64
 	Peak      int64 // all of it, as the driver says
@@ -31,8 +32,8 @@ func (v VRAM) Share() float64 {
 }
 
 // VRAMOf makes the ledger of one device. parts are the engine's account of all
-// devices; context is what was held before the weights came (-1: not seen, it is
-// then in the remainder), loaded what was held before the first request, peak the
+// devices; context is what was held before the weights came (-1: not read, it is
+// then in the remainder), loaded what was held at the end of the load, peak the
 // most. It is not ok when the engine has nothing on the device, or the driver's
 // figures are not known (-1).
 func VRAMOf(parts []bench.MemoryPart, device string, context, loaded, peak int64) (v VRAM, ok bool) {

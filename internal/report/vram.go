@@ -108,7 +108,7 @@ func partRow(name, key string) vramRow {
 // vramParts are the engines' parts as people read them; others go by the engine's
 // own word.
 func vramParts() []vramName {
-	return []vramName{{"context", "CUDA context"}, {"weights", "weights"}, {"kv", "KV cache"}, {"compute", "compute buffers"}, {"graphs", "CUDA graphs"}}
+	return []vramName{{"context", "CUDA context, measured"}, {"weights", "weights"}, {"kv", "KV cache"}, {"compute", "compute buffers"}, {"graphs", "CUDA graphs"}}
 }
 
 // vramName is a part's key and its name in tables.
@@ -132,7 +132,7 @@ func vramRows(held []*holding) []vramRow {
 		rows = append(rows, partRow(n.Name, n.Key))
 	}
 	return append(rows,
-		vramRow{"since the first request", plain, func(h *holding, _ *notebook) (field, bool) {
+		vramRow{"libraries and graphs, measured", plain, func(h *holding, _ *notebook) (field, bool) {
 			if h.ledger == nil {
 				return sizeField(0, false), false
 			}
@@ -145,7 +145,7 @@ func vramRows(held []*holding) []vramRow {
 			f := sizeField(float64(h.ledger.Remainder), true)
 			f.aside += fmt.Sprintf(" %+.1f%%", 100*h.ledger.Share())
 			if h.use.OwnContext < 0 && !slices.ContainsFunc(h.ledger.Parts, func(p measure.VRAMPart) bool { return p.Key == "context" }) {
-				f.aside += " " + n.ref(fmt.Sprintf("%s: the CUDA context was not seen before the weights came: it is in what is in no account", h.backend))
+				f.aside += " " + n.ref(fmt.Sprintf("%s: what it held before its weights came was not read: the CUDA context is in what is in no account", h.backend))
 			}
 			return f, true
 		}},
@@ -193,7 +193,7 @@ func (v *runView) vram() []section {
 	s := section{
 		title: "Where the GPU memory goes", rank: 1,
 		lead: []string{
-			"Of each backend the cell in which it held most. Weights, KV cache and compute buffers as the engine counts them; the CUDA context is what its process held just before its weights came; since the first request: graphs, libraries that load late, pools. They and what is in no account add up to what the backend held at its peak by the driver's (NVML's) books. Servers do not tell their parts: of those that keep a pool of KV cache, what is reserved and how much of it was in use at most, over all their GPUs. Device: all processes.",
+			"Of each backend the cell in which it held most. Weights, KV cache and compute buffers as the engine counts them. Measured are differences of the driver's figures: the CUDA context, while its process stood still before its weights came; and libraries that load late, their workspaces and CUDA graphs, from where it stood still again, loaded, to its peak. They and what is in no account (at the end of the load) add up to what the backend held at its peak by the driver's (NVML's) books. Servers do not tell their parts: of those that keep a pool of KV cache, what is reserved and how much of it was in use at most, over all their GPUs. Device: all processes.",
 		},
 	}
 	if v.label != "" {

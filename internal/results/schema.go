@@ -299,7 +299,7 @@ type GPUUse struct {
 	GapSeconds    float64 `json:"gap_seconds"`    // the longest
 
 	// Memory in use on the device, by all processes: before the backend was
-	// started, just before the cell's first request, the most in its window, and
+	// started, when it was loaded and stood still, the most in its window, and
 	// after the backend had ended (-1 while it goes on).
 	Before   int64 `json:"before_bytes"`
 	Loaded   int64 `json:"loaded_bytes"`
@@ -308,7 +308,7 @@ type GPUUse struct {
 	// The backend's own, by Source: "processes" (what the driver lists under its
 	// process tree) or "device" (the rise of the device above Before, for the
 	// reason in SourceWhy).
-	OwnContext int64  `json:"own_context_bytes"` // before its weights came
+	OwnContext int64  `json:"own_context_bytes"` // before its weights came, while it stood still
 	OwnLoaded  int64  `json:"own_loaded_bytes"`
 	OwnPeak    int64  `json:"own_peak_bytes"`
 	Source     string `json:"own_source,omitempty"`

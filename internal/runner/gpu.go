@@ -16,10 +16,10 @@ import (
 
 // GPU is a device to be watched while a cell runs.
 type GPU struct {
-	Fast GPUProbe
-	Slow GPUProbe // what takes long to read; nil: nothing does
-	// Asked is what is known of it before sampling: all but Weights,
-	// FirstRequest, Missing and CallSeconds.
+	Probes []GPUProbe
+	Level  telemetry.Probe // reads used_bytes and tree_bytes at one moment; nil: they are not
+	// Asked is what is known of it before sampling: all but Missing and
+	// CallSeconds.
 	Asked telemetry.GPUAsked
 }
 
@@ -27,77 +27,113 @@ type GPU struct {
 // over.
 type GPUProbe interface {
 	telemetry.Probe
+	Period() time.Duration           // how often it is to be sampled
 	Missing() map[string]string      // why a series gave nothing
 	CallSeconds() map[string]float64 // mean time of a call
 }
 
-// Periods of the two GPU samplers: memory must be read at least every 10 ms.
-const (
-	gpuPeriod     = 8 * time.Millisecond
-	gpuSlowPeriod = time.Second
-	gpuLatePeriod = 10 * time.Millisecond
-)
+// gpuLatePeriod is how often memory must be read at least.
+const gpuLatePeriod = 10 * time.Millisecond
 
-// gpuWatch samples the GPUs in goroutines of its own.
+// gpuWatch samples the GPUs, all probes of one period in a goroutine of their own:
+// a call that takes long delays only its like.
 type gpuWatch struct {
+	cell  string
 	gpus  []GPU
-	mark  chan struct{}
+	keep  func(*results.Sample) error
+	marks []chan struct{} // one for each goroutine
 	ended sync.WaitGroup
 
-	mu      sync.Mutex // the rest has two writers
+	mu      sync.Mutex // the rest has several writers
 	log     telemetry.Log
+	cost    map[time.Duration]float64 // CPU seconds of each goroutine, by its period
+	said    int64                     // when the cost was last kept
 	keepErr error
 	errors  []string
 }
 
 func watchGPUs(ctx context.Context, cell string, gpus []GPU, keep func(*results.Sample) error) *gpuWatch {
-	w := &gpuWatch{gpus: gpus, mark: make(chan struct{}, 1)}
-	var fast, slow []telemetry.Probe
+	w := &gpuWatch{cell: cell, gpus: gpus, keep: keep, cost: map[time.Duration]float64{}}
+	by := map[time.Duration][]telemetry.Probe{}
 	for _, g := range gpus {
-		fast = append(fast, g.Fast)
-		if g.Slow != nil {
-			slow = append(slow, g.Slow)
+		for _, p := range g.Probes {
+			by[p.Period()] = append(by[p.Period()], p)
 		}
 	}
-	run := func(s telemetry.Sampler, costs bool) {
+	for period, probes := range by {
+		mark := make(chan struct{}, 1)
+		w.marks = append(w.marks, mark)
 		w.ended.Go(func() {
-			said := int64(0)
-			cost := s.Run(ctx, func(t int64, subject string, values map[string]float64) {
-				own := subject == telemetry.SamplerSubject
-				if own && !costs {
-					return
-				}
+			cost := telemetry.Sampler{Now: bench.Now, Mark: mark, Period: period, Probes: probes}.Run(ctx, func(t int64, subject string, values map[string]float64) {
 				w.mu.Lock()
 				defer w.mu.Unlock()
-				if own {
-					subject = telemetry.GPUSamplerSubject
+				if subject == telemetry.SamplerSubject {
+					w.cost[period] = values["cpu_seconds"]
+					w.addCost(t)
+					return
 				}
-				w.log.Add(t, subject, values)
-				if own && t-said < time.Second.Nanoseconds() {
-					return // once a second is enough for a reader
-				} else if own {
-					said = t
-				}
-				if w.keepErr == nil {
-					w.keepErr = keep(&results.Sample{T: t, Cell: cell, Subject: subject, Values: values})
-				}
+				w.add(t, subject, values)
 			})
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			w.errors = append(w.errors, cost.Errors...)
 		})
 	}
-	run(telemetry.Sampler{Now: bench.Now, Mark: w.mark, Period: gpuPeriod, Probes: fast}, true)
-	if len(slow) > 0 {
-		run(telemetry.Sampler{Now: bench.Now, Period: gpuSlowPeriod, Probes: slow}, false)
-	}
 	return w
 }
 
-// GPUs sums what was seen of each GPU over the window, after Stop. memory is the
-// engine's own account, firstRequest when the first request of the cell began.
-// The warnings are what a reader of the cell's numbers must know.
-func (w *Watcher) GPUs(window [2]int64, firstRequest int64, memory []bench.MemoryPart) (all []results.GPUUse, warnings []string) {
+// add keeps a sample; mu is held.
+func (w *gpuWatch) add(t int64, subject string, values map[string]float64) {
+	w.log.Add(t, subject, values)
+	w.write(t, subject, values)
+}
+
+func (w *gpuWatch) write(t int64, subject string, values map[string]float64) {
+	if w.keepErr == nil {
+		w.keepErr = w.keep(&results.Sample{T: t, Cell: w.cell, Subject: subject, Values: values})
+	}
+}
+
+// addCost keeps what all goroutines have cost so far; mu is held.
+func (w *gpuWatch) addCost(t int64) {
+	sum := 0.0
+	for _, seconds := range w.cost {
+		sum += seconds
+	}
+	values := map[string]float64{"cpu_seconds": sum}
+	w.log.Add(t, telemetry.GPUSamplerSubject, values)
+	if t-w.said >= time.Second.Nanoseconds() { // that is enough for a reader
+		w.said = t
+		w.write(t, telemetry.GPUSamplerSubject, values)
+	}
+}
+
+// hold reads the levels of all GPUs, under the mark's name.
+func (w *gpuWatch) hold(mark string) {
+	for _, g := range w.gpus {
+		if g.Level == nil {
+			continue
+		}
+		read, values := map[string]float64{}, map[string]float64{}
+		t := bench.Now()
+		err := g.Level.Sample(read)
+		for name, v := range read {
+			values[mark+"_"+name] = v
+		}
+		w.mu.Lock()
+		if err != nil {
+			w.errors = append(w.errors, g.Level.Subject()+": "+err.Error())
+		}
+		if len(values) > 0 {
+			w.add(t, g.Level.Subject(), values)
+		}
+		w.mu.Unlock()
+	}
+}
+
+// GPUs sums what was seen of each GPU over the window, after Stop. The warnings
+// are what a reader of the cell's numbers must know.
+func (w *Watcher) GPUs(window [2]int64) (all []results.GPUUse, warnings []string) {
 	if w.gpu == nil {
 		return nil, nil
 	}
@@ -109,15 +145,10 @@ func (w *Watcher) GPUs(window [2]int64, firstRequest int64, memory []bench.Memor
 	}
 	for _, g := range w.gpu.gpus {
 		ask := g.Asked
-		ask.FirstRequest, ask.Missing, ask.CallSeconds = firstRequest, g.Fast.Missing(), g.Fast.CallSeconds()
-		if g.Slow != nil {
-			maps.Copy(ask.Missing, g.Slow.Missing())
-			maps.Copy(ask.CallSeconds, g.Slow.CallSeconds())
-		}
-		for _, m := range memory {
-			if m.Device == ask.Engine && m.Part == "weights" {
-				ask.Weights += m.Bytes
-			}
+		ask.Missing, ask.CallSeconds = map[string]string{}, map[string]float64{}
+		for _, p := range g.Probes {
+			maps.Copy(ask.Missing, p.Missing())
+			maps.Copy(ask.CallSeconds, p.CallSeconds())
 		}
 		use := results.GPUUse(w.gpu.log.GPU(window, ask))
 		all = append(all, use)

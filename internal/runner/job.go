@@ -6,7 +6,8 @@
 // knows no backend by name, no file format and no device.
 //
 //	parent: Supervise ── starts ──▶ child: Serve ── opens a backend ──▶ RunCell
-//	        ◀── info, load, request, done: one JSON object a line, on descriptor 3 ──
+//	        ◀── load, hold, info, request, done: one JSON object a line, on descriptor 3 ──
+//	        ── one byte for each hold, on descriptor 4; its end is the parent's ──▶
 package runner
 
 import (

@@ -16,6 +16,7 @@ import (
 // message is one line from the child. Exactly one field is set.
 type message struct {
 	Load    *float64           `json:"load,omitempty"` // share of the model loaded, 0..1
+	Hold    string             `json:"hold,omitempty"` // a mark: the child waits for an answer
 	Info    *bench.Info        `json:"info,omitempty"`
 	Request *results.Record    `json:"request,omitempty"`
 	Done    *results.CellEvent `json:"done,omitempty"` // the last one
@@ -88,13 +89,13 @@ func parse(line []byte) (message, error) {
 		return m, err
 	}
 	var set int
-	for _, is := range []bool{m.Load != nil, m.Info != nil, m.Request != nil, m.Done != nil} {
+	for _, is := range []bool{m.Load != nil, m.Hold != "", m.Info != nil, m.Request != nil, m.Done != nil} {
 		if is {
 			set++
 		}
 	}
 	if set != 1 {
-		return m, errors.New("not exactly one of load, info, request, done")
+		return m, errors.New("not exactly one of load, hold, info, request, done")
 	}
 	return m, nil
 }

@@ -21,7 +21,7 @@ import (
 // Child is a process to run one cell in, and what the parent does with what
 // it says. The functions are called from one goroutine; nil ones are skipped.
 type Child struct {
-	Command []string // argv of the process, which must call Serve on descriptors 0 and 3
+	Command []string // argv of the process, which must call Serve on descriptors 0, 3 and 4
 	Env     []string // nil: the parent's
 	Spec    Spec
 	Log     io.Writer // everything it prints; nil: dropped
@@ -35,7 +35,10 @@ type Child struct {
 
 	Started func(pid int)
 	Loading func(share float64) // of the model, 0..1
-	Info    func(bench.Info)
+	// Hold is called at a mark, while the child waits for it to return: what the
+	// child holds on a GPU stands still.
+	Hold func(mark string)
+	Info func(bench.Info)
 	// Record keeps a finished request. Its error ends the child: what cannot
 	// be kept need not be measured.
 	Record func(*results.Record) error
@@ -75,6 +78,11 @@ func Supervise(ctx context.Context, drain <-chan struct{}, c Child) (results.Cel
 		switch {
 		case m.Load != nil && c.Loading != nil:
 			c.Loading(*m.Load)
+		case m.Hold != "":
+			if c.Hold != nil {
+				c.Hold(m.Hold)
+			}
+			p.answers.Write([]byte{1}) // a child that is gone needs none
 		case m.Info != nil && c.Info != nil:
 			c.Info(*m.Info)
 		case m.Request != nil:
@@ -98,6 +106,7 @@ func Supervise(ctx context.Context, drain <-chan struct{}, c Child) (results.Cel
 	}
 	<-p.gone
 	p.messages.Close()
+	p.answers.Close()
 
 	how := ending(p.cmd.ProcessState)
 	switch {
@@ -136,6 +145,7 @@ func Supervise(ctx context.Context, drain <-chan struct{}, c Child) (results.Cel
 type process struct {
 	cmd      *exec.Cmd
 	messages *os.File
+	answers  *os.File
 	tail     *tail
 	gone     chan struct{} // closed when it has been waited for
 	killed   atomic.Int32  // why this process killed it: by…
@@ -158,11 +168,17 @@ func start(c Child) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &process{messages: r, tail: &tail{}, gone: make(chan struct{})}
+	hr, hw, err := os.Pipe()
+	if err != nil {
+		r.Close()
+		w.Close()
+		return nil, err
+	}
+	p := &process{messages: r, answers: hw, tail: &tail{}, gone: make(chan struct{})}
 	p.cmd = exec.Command(c.Command[0], c.Command[1:]...)
 	p.cmd.Env = c.Env
 	p.cmd.Stdin = bytes.NewReader(spec)
-	p.cmd.ExtraFiles = []*os.File{w}
+	p.cmd.ExtraFiles = []*os.File{w, hr}
 	p.cmd.Stderr = p.tail
 	if c.Log != nil {
 		p.cmd.Stderr = io.MultiWriter(c.Log, p.tail)
@@ -180,6 +196,7 @@ func start(c Child) (*process, error) {
 		defer runtime.UnlockOSThread()
 		err := p.cmd.Start()
 		w.Close()
+		hr.Close()
 		started <- err
 		if err == nil {
 			p.cmd.Wait() // its error says less than ProcessState
@@ -188,6 +205,7 @@ func start(c Child) (*process, error) {
 	}()
 	if err := <-started; err != nil {
 		r.Close()
+		hw.Close()
 		return nil, err
 	}
 	return p, nil
@@ -271,19 +289,21 @@ func signalName(s syscall.Signal) string {
 	return s.String()
 }
 
-var errNoMessages = errors.New("descriptor 3 is not open: this command is started by compare and run, not by hand")
+var errNoMessages = errors.New("descriptors 3 and 4 are not open: this command is started by compare and run, not by hand")
 
-// Messages opens the descriptor that Supervise gave this process for its
-// messages.
-func Messages() (*os.File, error) {
-	f := os.NewFile(3, "messages")
-	if f == nil {
-		return nil, errNoMessages
+// Messages opens the descriptors that Supervise gave this process: for its
+// messages, and for what Serve takes as held.
+func Messages() (out, held *os.File, err error) {
+	out, held = os.NewFile(3, "messages"), os.NewFile(4, "answers")
+	for i, f := range []*os.File{out, held} {
+		if f == nil {
+			return nil, nil, errNoMessages
+		}
+		st, err := f.Stat()
+		if err != nil || st.Mode()&os.ModeNamedPipe == 0 {
+			return nil, nil, errNoMessages
+		}
+		syscall.CloseOnExec(3 + i)
 	}
-	st, err := f.Stat()
-	if err != nil || st.Mode()&os.ModeNamedPipe == 0 {
-		return nil, errNoMessages
-	}
-	syscall.CloseOnExec(3)
-	return f, nil
+	return out, held, nil
 }

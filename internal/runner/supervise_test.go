@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -21,10 +22,20 @@ import (
 	"github.com/nativebench/nativebench/internal/bench"
 	"github.com/nativebench/nativebench/internal/bench/benchtest"
 	"github.com/nativebench/nativebench/internal/results"
+	"github.com/nativebench/nativebench/internal/telemetry"
 )
 
 // The test binary is its own child: this variable says how it shall behave.
 const childMode = "NATIVEBENCH_RUNNER_TEST_CHILD"
+
+const (
+	behind = "NATIVEBENCH_RUNNER_TEST_BEHIND" // a parent's child is a grandchild
+	holds  = "NATIVEBENCH_RUNNER_TEST_HOLDS"  // file in which a child says what it holds
+)
+
+type writer func([]byte)
+
+func (w writer) Write(b []byte) (int, error) { w(b); return len(b), nil }
 
 func TestMain(m *testing.M) {
 	if mode := os.Getenv(childMode); mode != "" {
@@ -35,7 +46,7 @@ func TestMain(m *testing.M) {
 
 // child runs its cell until the third request, and there does what mode says.
 func child(mode string) int {
-	out, err := Messages()
+	out, held, err := Messages()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -44,6 +55,18 @@ func child(mode string) int {
 	switch mode {
 	case "parent": // of a child that hangs; for the test of kill -9
 		c := testChild("hang")
+		if os.Getenv(behind) != "" { // as behind a profiler, which has the cell as its child
+			c.Command = append([]string{"sh", "-c", `"$@"; exit 0`, "sh"}, c.Command...)
+			c.Log = writer(func(b []byte) { // the cell says who it is
+				for line := range strings.Lines(string(b)) {
+					if pid, found := strings.CutPrefix(strings.TrimSpace(line), "child is "); found {
+						fmt.Fprintln(out, pid)
+					}
+				}
+			})
+			Supervise(context.Background(), nil, c)
+			return 0
+		}
 		c.Started = func(pid int) { fmt.Fprintln(out, pid) }
 		Supervise(context.Background(), nil, c)
 		return 0
@@ -93,6 +116,7 @@ func child(mode string) int {
 		case "hang", "drain", "cancel":
 			fmt.Fprintln(os.Stderr, "in request 2")
 			if mode == "hang" {
+				fmt.Fprintln(os.Stderr, "child is", os.Getpid())
 				signal.Ignore(syscall.SIGTERM, syscall.SIGINT)
 				time.Sleep(time.Hour)
 			}
@@ -112,13 +136,21 @@ func child(mode string) int {
 			os.Exit(0)
 		}
 	}
-	open := func(context.Context, json.RawMessage, func(float64)) (bench.Backend, error) {
+	open := func(_ context.Context, _ json.RawMessage, o Opening) (bench.Backend, error) {
+		if mode == "marks" {
+			// What it holds changes right before a mark and right after it.
+			hold := func(what string) { os.WriteFile(os.Getenv(holds), []byte(what), 0o600) }
+			o.Loading(0)
+			hold("a context")
+			o.Hold(telemetry.ContextMark)
+			hold("weights")
+		}
 		if mode == "unopened" {
 			return nil, bench.Fail(bench.Engine, "fake: not a model")
 		}
 		return benchtest.NewFake(cfg), nil
 	}
-	if err := Serve(ctx, drain, os.Stdin, written, open); err != nil {
+	if err := Serve(ctx, drain, os.Stdin, held, written, open); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -336,37 +368,47 @@ func TestChildThatCannotBeStarted(t *testing.T) {
 	}
 }
 
-// kill -9 of the parent leaves no child behind.
+// kill -9 of the parent leaves no child behind, nor a cell that a program in
+// between had started.
 func TestParentKilledTakesItsChildAlong(t *testing.T) {
-	exe, _ := os.Executable()
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	parent := exec.Command(exe)
-	parent.Env = append(os.Environ(), childMode+"=parent")
-	parent.ExtraFiles = []*os.File{w}
-	if err := parent.Start(); err != nil {
-		t.Fatal(err)
-	}
-	w.Close()
-	line := make([]byte, 32)
-	n, err := r.Read(line)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(line[:n])))
-	if err != nil || !alive(pid) {
-		t.Fatalf("no child %q: %v", line[:n], err)
-	}
-	parent.Process.Kill()
-	parent.Wait()
-	for end := time.Now().Add(20 * time.Second); alive(pid); {
-		if time.Now().After(end) {
-			t.Fatalf("child %d outlived its parent", pid)
+	for _, between := range []string{"", "sh"} {
+		exe, _ := os.Executable()
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
 		}
-		time.Sleep(5 * time.Millisecond)
+		defer r.Close()
+		unused, answers, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer answers.Close()
+		parent := exec.Command(exe)
+		parent.Env = append(os.Environ(), childMode+"=parent", behind+"="+between)
+		parent.ExtraFiles = []*os.File{w, unused}
+		if err := parent.Start(); err != nil {
+			t.Fatal(err)
+		}
+		w.Close()
+		unused.Close()
+		line := make([]byte, 32)
+		n, err := r.Read(line)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pid, err := strconv.Atoi(strings.TrimSpace(string(line[:n])))
+		if err != nil || !alive(pid) {
+			t.Fatalf("no child %q: %v", line[:n], err)
+		}
+		parent.Process.Kill()
+		parent.Wait()
+		for end := time.Now().Add(20 * time.Second); alive(pid); {
+			if time.Now().After(end) {
+				syscall.Kill(pid, syscall.SIGKILL)
+				t.Fatalf("child %d outlived its parent (%q in between)", pid, between)
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
 	}
 }
 
@@ -380,9 +422,43 @@ func alive(pid int) bool {
 	return !strings.HasPrefix(after, "Z") && !strings.HasPrefix(after, "X")
 }
 
+// At a mark the child stands still until the parent has looked, before its weights
+// come and again before its first request; that wait is no load time.
+func TestTheChildStandsStillAtAMark(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "holds")
+	c := testChild("marks")
+	c.Env = append(c.Env, holds+"="+file)
+	var seen []string
+	const looks = 50 * time.Millisecond
+	c.Hold = func(mark string) {
+		time.Sleep(looks) // a child that went on would be elsewhere by now
+		what, _ := os.ReadFile(file)
+		seen = append(seen, mark+": "+string(what))
+	}
+	c.Info = func(bench.Info) { seen = append(seen, "opened") }
+	c.Record = func(*results.Record) error {
+		if len(seen) < 4 {
+			seen = append(seen, "a request")
+		}
+		return nil
+	}
+	ev, err := Supervise(context.Background(), nil, c)
+	if err != nil || ev.State != results.CellDone {
+		t.Fatalf("%+v, %v", ev, err)
+	}
+	if want := []string{"context: a context", "loaded: weights", "opened", "a request"}; !slices.Equal(seen, want) {
+		t.Errorf("%q, want %q", seen, want)
+	}
+	// Nobody looks: it goes on all the same.
+	c.Hold = nil
+	if ev, err := Supervise(context.Background(), nil, c); err != nil || ev.State != results.CellDone {
+		t.Errorf("%+v, %v", ev, err)
+	}
+}
+
 func TestServeRefusesWhatIsNoSpec(t *testing.T) {
 	for _, in := range []string{"", "hello", `{"job":`, `[]`} {
-		err := Serve(context.Background(), nil, strings.NewReader(in), io.Discard, nil)
+		err := Serve(context.Background(), nil, strings.NewReader(in), nil, io.Discard, nil)
 		if err == nil || !strings.Contains(err.Error(), "started by compare and run") {
 			t.Errorf("%q: %v", in, err)
 		}

@@ -31,8 +31,8 @@ type Watcher struct {
 // Watch starts to sample the process trees of the backend (its roots are what
 // backend returns) and the host. Each sample of cell goes to keep, which must
 // not keep its Values. server, if not nil, asks the server about itself, once a
-// second and at the edges of the window. The GPUs are sampled every 8 ms. keep is
-// called from a goroutine for each of these.
+// second and at the edges of the window. keep is called from
+// several goroutines.
 func Watch(cell string, backend func() []int, server telemetry.Probe, keep func(*results.Sample) error, gpus ...GPU) *Watcher {
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &Watcher{cancel: cancel, mark: make(chan struct{}, 1), ended: make(chan struct{})}
@@ -66,7 +66,17 @@ func (w *Watcher) Mark() {
 		ask(w.server.mark)
 	}
 	if w.gpu != nil {
-		ask(w.gpu.mark)
+		for _, mark := range w.gpu.marks {
+			ask(mark)
+		}
+	}
+}
+
+// Hold reads now, and returns when it has, what the GPUs and the backend on them
+// hold, while the backend stands still: see Child.Hold.
+func (w *Watcher) Hold(mark string) {
+	if w.gpu != nil {
+		w.gpu.hold(mark)
 	}
 }
 

@@ -26,9 +26,9 @@ type GPUUse struct {
 	PeriodSeconds float64 // mean time between two of them
 	GapSeconds    float64 // the longest
 
-	// Memory of the whole device, bytes: before the backend was started, just
-	// before the first request of the cell, at most in its window, and after the
-	// backend had ended (-1 also while it goes on).
+	// Memory of the whole device, bytes: before the backend was started, at the
+	// mark "loaded", at most in its window, and after the backend had ended (-1
+	// also while it goes on).
 	Before, Loaded, Peak, Released int64
 	// Of the backend alone, by Source.
 	OwnContext int64 // what the process held before the weights came
@@ -61,13 +61,18 @@ type GPUUse struct {
 type GPUAsked struct {
 	Subject, Engine, Name string
 	Before                int64             // bytes in use before the backend was started; -1: not known
-	Weights               int64             // bytes that the engine says it loaded there; 0: it does not say
-	Fresh                 bool              // the backend was started within the log
-	FirstRequest          int64             // ns: when the first request of the cell began, its warm-up included
 	Missing               map[string]string // why series ended, by the probe's account
 	CallSeconds           map[string]float64
 	Reasons               func(mask uint64) []string // decodes clock reasons
 }
+
+// Marks are moments at which the backend stands still and used_bytes and tree_bytes
+// of each GPU are read together, into series of these names with the mark before
+// them (loaded_used_bytes).
+const (
+	ContextMark = "context" // an engine's process has its contexts and nothing else
+	LoadedMark  = "loaded"  // all is made that is made before the cell's first request
+)
 
 // notSeen is how far the memory of a device may rise without a process of the
 // backend being seen before it is taken to be the backend's: a driver's own
@@ -105,7 +110,7 @@ func (l *Log) GPU(window [2]int64, ask GPUAsked) GPUUse {
 
 	if used := known("memory", "used_bytes"); used != nil {
 		u.Peak = int64(standing(used, window, math.Max))
-		u.Loaded = int64(standingAt(used, ask.FirstRequest))
+		u.Loaded = last(of(LoadedMark + "_used_bytes"))
 		if n, _, ok := rise(of("reads_total"), window); ok {
 			u.Reads = int(math.Round(n))
 			if n > 0 {
@@ -206,8 +211,8 @@ func (l *Log) own(u *GPUUse, window [2]int64, ask GPUAsked, known func(series, n
 		}
 		if u.SourceWhy == "" {
 			u.Source = "processes"
-			u.OwnLoaded, u.OwnPeak = int64(standingAt(tree, ask.FirstRequest)), peak
-			u.OwnContext = beforeWeights(tree, 0, ask)
+			u.OwnPeak = peak
+			u.OwnContext, u.OwnLoaded = last(of(ContextMark+"_tree_bytes")), last(of(LoadedMark+"_tree_bytes"))
 			return
 		}
 		u.Missing["processes"] = "not available: " + u.SourceWhy
@@ -217,29 +222,21 @@ func (l *Log) own(u *GPUUse, window [2]int64, ask GPUAsked, known func(series, n
 		return
 	}
 	u.Source = "device"
-	u.OwnLoaded, u.OwnPeak = max(0, u.Loaded-u.Before), max(0, u.Peak-u.Before)
-	u.OwnContext = beforeWeights(of("used_bytes"), u.Before, ask)
+	u.OwnPeak = max(0, u.Peak-u.Before)
+	if u.Loaded >= 0 {
+		u.OwnLoaded = max(0, u.Loaded-u.Before)
+	}
+	if context := last(of(ContextMark + "_used_bytes")); context >= 0 {
+		u.OwnContext = max(0, context-u.Before)
+	}
 }
 
-// beforeWeights is what the backend held just before its weights came: an engine
-// allocates those of one device at once, so that the last level below them is
-// the CUDA context. -1: not seen.
-func beforeWeights(s []point, before int64, ask GPUAsked) int64 {
-	if !ask.Fresh || ask.Weights <= 0 {
+// last is the last value of a series; -1: it has none.
+func last(s []point) int64 {
+	if len(s) == 0 {
 		return -1
 	}
-	for i, p := range s {
-		if p.t > ask.FirstRequest {
-			break
-		}
-		if p.v-float64(before) >= float64(ask.Weights) {
-			if i > 0 && s[i-1].v > float64(before) {
-				return int64(s[i-1].v) - before
-			}
-			break
-		}
-	}
-	return -1
+	return int64(s[len(s)-1].v)
 }
 
 // pidNamespaceInode is the number of the machine's first PID namespace

@@ -15,7 +15,8 @@ const (
 
 // gpuLog is a GPU over 10 s: 500 MiB in use before, a context of 300 MiB from
 // 0.5 s on, weights of 2000 MiB from 1 s on, caches of 700 MiB from 2 s on, and
-// 100 MiB more from 5 to 6 s. The window is 4 to 8 s.
+// 100 MiB more from 5 to 6 s. The window is 4 to 8 s; the context is marked at
+// 0.8 s, the end of the load at 3 s.
 func gpuLog(change func(t int64, v map[string]float64)) (*Log, [2]int64) {
 	l := &Log{}
 	for t := int64(0); t <= 10*sec; t += sec / 100 {
@@ -44,13 +45,22 @@ func gpuLog(change func(t int64, v map[string]float64)) (*Log, [2]int64) {
 			change(t, v)
 		}
 		l.Add(t, "gpu0", v)
+		for at, mark := range map[int64]string{8 * sec / 10: ContextMark, 3 * sec: LoadedMark} {
+			if used, has := v["used_bytes"]; t == at && has {
+				read := map[string]float64{mark + "_used_bytes": used}
+				if tree, has := v["tree_bytes"]; has {
+					read[mark+"_tree_bytes"] = tree
+				}
+				l.Add(t+1, "gpu0", read)
+			}
+		}
 		l.Add(t, GPUSamplerSubject, map[string]float64{"cpu_seconds": 0.01 * float64(t) / sec})
 	}
 	return l, [2]int64{4 * sec, 8 * sec}
 }
 
 func asked() GPUAsked {
-	return GPUAsked{Subject: "gpu0", Engine: "CUDA0", Name: "A100", Before: 500 * mib, Weights: 1990 * mib, Fresh: true, FirstRequest: 3 * sec, Reasons: ClockReasons}
+	return GPUAsked{Subject: "gpu0", Engine: "CUDA0", Name: "A100", Before: 500 * mib, Reasons: ClockReasons}
 }
 
 func near(t *testing.T, what string, got, want float64) {
@@ -139,7 +149,7 @@ func TestAGPUWhoseProcessesAreNotSeen(t *testing.T) {
 	l, window := gpuLog(func(_ int64, v map[string]float64) {
 		v["tree_bytes"], v["tree_processes"], v["used_bytes"] = 0, 0, 500*mib
 	})
-	if u := l.GPU(window, asked()); u.Source != "processes" || u.OwnPeak != 0 || u.OwnContext != -1 {
+	if u := l.GPU(window, asked()); u.Source != "processes" || u.OwnPeak != 0 || u.OwnContext != 0 {
 		t.Errorf("a GPU that is not used: %+v", u)
 	}
 }
@@ -187,6 +197,29 @@ func TestClockReasons(t *testing.T) {
 	} {
 		if got := ClockReasons(mask); !slices.Equal(got, want) {
 			t.Errorf("%#x is %q, want %q", mask, got, want)
+		}
+	}
+}
+
+// A server's process is not held at a mark of its context, and what was not read
+// at a mark is not known: no older sample stands for it.
+func TestWhatWasNotReadAtAMarkIsNotKnown(t *testing.T) {
+	whole, window := gpuLog(nil)
+	l := &Log{}
+	for key, s := range whole.series {
+		if !strings.HasPrefix(key.name, ContextMark) && !strings.HasPrefix(key.name, LoadedMark) {
+			for _, p := range s {
+				l.Add(p.t, key.subject, map[string]float64{key.name: p.v})
+			}
+		}
+	}
+	for _, source := range []string{"processes", "device"} {
+		if source == "device" {
+			delete(l.series, seriesKey{"gpu0", "tree_bytes"})
+		}
+		u := l.GPU(window, asked())
+		if u.Source != source || u.OwnContext != -1 || u.OwnLoaded != -1 || u.Loaded != -1 || u.OwnPeak != 3100*mib {
+			t.Errorf("%s: %+v", source, u)
 		}
 	}
 }

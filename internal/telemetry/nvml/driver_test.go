@@ -8,6 +8,7 @@ import (
 	"maps"
 	"math"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -55,11 +56,11 @@ func TestMachinesOfOneAndOfEight(t *testing.T) {
 				t.Errorf("device %+v, want %+v", d, want)
 			}
 			states[i].Set(func(s *nvmltest.GPU) { s.Used = uint64(i+1) << 30 })
-			fast, slow, err := l.Probes(d, nil)
-			if err != nil || slow != nil {
-				t.Fatal(slow, err)
+			probes := probesOf(t, l, d, nil)
+			if len(probes) != 2 {
+				t.Fatalf("%d probes, want 2", len(probes))
 			}
-			v := sampled(t, fast)
+			v := sampled(t, probes...)
 			want2 := map[string]float64{
 				"used_bytes": float64(i+1) * (1 << 30), "reads_total": 1, "gap_seconds": 0, "tree_bytes": 0, "tree_processes": 0, "foreign_bytes": 0, "foreign_processes": 0,
 				"energy_joules_total": 1000.5, "power_watts": 300, "sm_mhz": 1410, "memory_mhz": 1215, "celsius": 35, "clock_reasons": 0,
@@ -68,18 +69,19 @@ func TestMachinesOfOneAndOfEight(t *testing.T) {
 			if !maps.Equal(v, want2) {
 				t.Errorf("values %v, want %v", v, want2)
 			}
-			if len(fast.Missing()) != 0 {
-				t.Errorf("missing: %v", fast.Missing())
+			if len(missing(probes)) != 0 {
+				t.Errorf("missing: %v", missing(probes))
 			}
 			// Each reading of a counter is 2^30 further than the other one's, and
 			// two are read each time: they wrap at 2^32.
 			for k := 1; k <= 5; k++ {
-				if v = sampled(t, fast); v["pcie_sent_bytes_total"] != float64(k)*(2<<30) {
+				if v = sampled(t, probes...); v["pcie_sent_bytes_total"] != float64(k)*(2<<30) {
 					t.Errorf("after %d readings %v bytes sent, want %v", k, v["pcie_sent_bytes_total"], float64(k)*(2<<30))
 				}
 			}
-			if calls := fast.CallSeconds(); len(calls) != 9 {
-				t.Errorf("times of %d series, want 9: %v", len(calls), calls)
+			// No slow call stands before a reading of memory.
+			if fast, slow := probes[0].CallSeconds(), probes[1].CallSeconds(); len(fast) != 2 || len(slow) != 7 {
+				t.Errorf("times of %v and %v, want 2 and 7", fast, slow)
 			}
 		}
 	}
@@ -112,15 +114,12 @@ func TestMIGIsSeenByItsParts(t *testing.T) {
 	if p := l.Devices()[0].Processes; p != "not available: memory by process: this GPU, or its mode, does not tell" {
 		t.Errorf("processes of the whole GPU: %q", p)
 	}
-	fast, _, err := l.Probes(l.Devices()[2], nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	probes := probesOf(t, l, l.Devices()[2], nil)
 	// Memory is the part's own, energy the whole board's.
-	if v := sampled(t, fast); v["used_bytes"] != 2<<20 || v["energy_joules_total"] < 1000 {
+	if v := sampled(t, probes...); v["used_bytes"] != 2<<20 || v["energy_joules_total"] < 1000 {
 		t.Errorf("a part's values: %v", v)
 	}
-	if missing := fast.Missing(); missing["utilization"] != "not available: utilization: this GPU, or its mode, does not tell" || len(missing) != 1 {
+	if missing := missing(probes); missing["utilization"] != "not available: utilization: this GPU, or its mode, does not tell" || len(missing) != 1 {
 		t.Errorf("missing: %v", missing)
 	}
 	list, notes := l.visible("", false, "")
@@ -150,27 +149,20 @@ func TestWhatIsDeniedIsMissingAlone(t *testing.T) {
 		t.Run(tt.call+" "+tt.fault.Error(), func(t *testing.T) {
 			m, _ := nvmltest.Machine(1)
 			l := opened(t, m)
-			whole, _, err := l.Probes(l.Devices()[0], nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			want := sampled(t, whole)
+			want := sampled(t, probesOf(t, l, l.Devices()[0], nil)...)
 
 			m, states := nvmltest.Machine(1)
 			states[0].Faults[tt.call] = tt.fault
 			l = opened(t, m)
-			p, _, err := l.Probes(l.Devices()[0], nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got := sampled(t, p)
+			probes := probesOf(t, l, l.Devices()[0], nil)
+			got := sampled(t, probes...)
 			for _, name := range tt.without {
 				delete(want, name)
 			}
 			if !maps.Equal(got, want) {
 				t.Errorf("values %v, want %v", got, want)
 			}
-			if missing := p.Missing(); len(missing) != 1 || missing[tt.series] != tt.why {
+			if missing := missing(probes); len(missing) != 1 || missing[tt.series] != tt.why {
 				t.Errorf("missing: %q, want %q of %s alone", missing, tt.why, tt.series)
 			}
 		})
@@ -181,15 +173,15 @@ func TestWithoutFieldsPowerIsAMeanAndTrafficIsSlow(t *testing.T) {
 	m, states := nvmltest.Machine(1)
 	states[0].Faults["fields"] = nvml.ERROR_NOT_SUPPORTED
 	l := opened(t, m)
-	fast, slow, err := l.Probes(l.Devices()[0], nil)
-	if err != nil || slow == nil {
-		t.Fatal(slow, err)
+	probes := probesOf(t, l, l.Devices()[0], nil)
+	if len(probes) != 3 {
+		t.Fatalf("%d probes, want 3", len(probes))
 	}
-	v := sampled(t, fast)
+	v := sampled(t, probes[:2]...)
 	if _, instant := v["power_watts"]; instant || v["power_mean_watts"] != 250 {
 		t.Errorf("power: %v", v)
 	}
-	if v = sampled(t, slow); !maps.Equal(v, map[string]float64{"pcie_sent_bytes_per_second": 2e6, "pcie_received_bytes_per_second": 2e6}) {
+	if v = sampled(t, probes[2]); !maps.Equal(v, map[string]float64{"pcie_sent_bytes_per_second": 2e6, "pcie_received_bytes_per_second": 2e6}) {
 		t.Errorf("the slow probe: %v", v)
 	}
 }
@@ -212,11 +204,7 @@ func TestAnOldDriverIsNotAskedForWhatItLacks(t *testing.T) {
 		"GetFieldValues":               func() int { return len(d.GetFieldValuesCalls()) },
 		"GetTemperature":               func() int { return len(d.GetTemperatureCalls()) },
 	} {
-		p, slow, err := l.Probes(l.Devices()[0], nil)
-		if err != nil || slow == nil {
-			t.Fatal(slow, err)
-		}
-		if v := sampled(t, p); v["used_bytes"] != 3<<30 {
+		if v := sampled(t, probesOf(t, l, l.Devices()[0], nil)...); v["used_bytes"] != 3<<30 {
 			t.Errorf("memory in use is %v, want that of the older call", v["used_bytes"])
 		}
 		if n := call(); n != 0 {
@@ -225,9 +213,26 @@ func TestAnOldDriverIsNotAskedForWhatItLacks(t *testing.T) {
 	}
 }
 
-// watch samples a probe as a run does, until the state has been changed and the
+func probesOf(t *testing.T, l *Library, d Device, roots func() []int) []*Probe {
+	t.Helper()
+	probes, err := l.Probes(d, roots)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return probes
+}
+
+func missing(probes []*Probe) map[string]string {
+	all := map[string]string{}
+	for _, p := range probes {
+		maps.Copy(all, p.Missing())
+	}
+	return all
+}
+
+// watch samples probes as a run does, until the state has been changed and the
 // window is over.
-func watch(t *testing.T, p *Probe, during func()) (telemetry.Log, [2]int64) {
+func watch(t *testing.T, all []*Probe, during func()) (telemetry.Log, [2]int64) {
 	t.Helper()
 	var log telemetry.Log
 	ctx, cancel := context.WithCancel(context.Background())
@@ -238,9 +243,13 @@ func watch(t *testing.T, p *Probe, during func()) (telemetry.Log, [2]int64) {
 	go func() {
 		defer close(done)
 		rounds := 0
-		telemetry.Sampler{Period: time.Millisecond, Now: now, Probes: []telemetry.Probe{p}}.Run(ctx, func(at int64, subject string, v map[string]float64) {
+		var probes []telemetry.Probe
+		for _, p := range all {
+			probes = append(probes, p)
+		}
+		telemetry.Sampler{Period: time.Millisecond, Now: now, Probes: probes}.Run(ctx, func(at int64, subject string, v map[string]float64) {
 			log.Add(at, subject, v)
-			if subject == p.Subject() {
+			if subject == telemetry.SamplerSubject {
 				if rounds++; rounds == 1 {
 					close(begun)
 				}
@@ -260,10 +269,7 @@ func TestALostGPUEndsItsSeriesAndNothingElse(t *testing.T) {
 	m, states := nvmltest.Machine(2)
 	l := opened(t, m)
 	for i, d := range l.Devices() {
-		p, _, err := l.Probes(d, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
+		p := probesOf(t, l, d, nil)
 		log, window := watch(t, p, func() {
 			time.Sleep(20 * time.Millisecond)
 			if i == 0 {
@@ -271,7 +277,7 @@ func TestALostGPUEndsItsSeriesAndNothingElse(t *testing.T) {
 			}
 			time.Sleep(20 * time.Millisecond)
 		})
-		use := log.GPU(window, telemetry.GPUAsked{Subject: d.Subject, Before: 500 << 20, Missing: p.Missing(), Reasons: telemetry.ClockReasons})
+		use := log.GPU(window, telemetry.GPUAsked{Subject: d.Subject, Before: 500 << 20, Missing: missing(p), Reasons: telemetry.ClockReasons})
 		if i == 1 {
 			if len(use.Missing) != 0 || use.Peak != 500<<20 || use.EnergyJ <= 0 {
 				t.Errorf("the GPU beside the lost one: %+v", use)
@@ -295,10 +301,7 @@ func TestProcessesOfTheTreeAreToldFromOthers(t *testing.T) {
 	self := os.Getpid()
 	states[0].Processes = []nvml.ProcessInfo{{Pid: uint32(self), UsedGpuMemory: 3 << 30}, {Pid: 1, UsedGpuMemory: 1 << 30}}
 	d := l.Devices()[0]
-	p, _, err := l.Probes(d, func() []int { return []int{os.Getppid()} })
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := probesOf(t, l, d, func() []int { return []int{os.Getppid()} })[0]
 	v := sampled(t, p)
 	if v["tree_bytes"] != 3<<30 || v["tree_processes"] != 1 || v["foreign_bytes"] != 1<<30 || v["foreign_processes"] != 1 {
 		t.Errorf("%v", v)
@@ -309,6 +312,70 @@ func TestProcessesOfTheTreeAreToldFromOthers(t *testing.T) {
 	}
 	if _, has := v["tree_bytes"]; has || !strings.Contains(p.Missing()["processes"], "without their memory") {
 		t.Errorf("memory that is not told: %v, %q", v, p.Missing())
+	}
+}
+
+// What this program or another child of it holds is neither the backend's nor a
+// stranger's.
+func TestOwnProcessesAreNoStrangers(t *testing.T) {
+	child := exec.Command("sleep", "60")
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer child.Wait()
+	defer child.Process.Kill()
+	m, states := nvmltest.Machine(1)
+	l := opened(t, m)
+	states[0].Processes = []nvml.ProcessInfo{{Pid: uint32(os.Getpid()), UsedGpuMemory: 518 << 20}, {Pid: uint32(child.Process.Pid), UsedGpuMemory: 3 << 30}, {Pid: 1, UsedGpuMemory: 1 << 30}}
+	roots := []int(nil)
+	p := probesOf(t, l, l.Devices()[0], func() []int { return roots })[0]
+	if v := sampled(t, p); v["tree_bytes"] != 0 || v["tree_processes"] != 0 || v["foreign_bytes"] != 1<<30 || v["foreign_processes"] != 1 {
+		t.Errorf("another child: %v", v)
+	}
+	roots = []int{child.Process.Pid}
+	if v := sampled(t, p); v["tree_bytes"] != 3<<30 || v["tree_processes"] != 1 || v["foreign_bytes"] != 1<<30 || v["foreign_processes"] != 1 {
+		t.Errorf("the backend: %v", v)
+	}
+}
+
+// A level is of one moment: it is read again when the device's memory changed
+// while the processes were listed, and what the driver hides is left out.
+func TestALevelIsOfOneMoment(t *testing.T) {
+	m, states := nvmltest.Machine(1)
+	l := opened(t, m)
+	self := uint32(os.Getpid())
+	level, err := l.Level(l.Devices()[0], func() []int { return []int{int(self)} })
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := 0
+	states[0].Set(func(s *nvmltest.GPU) {
+		s.Before = func(s *nvmltest.GPU) { // weights come between the first two readings of memory
+			switch asked++; asked {
+			case 1:
+				s.Used, s.Processes = 1<<30, []nvml.ProcessInfo{{Pid: self, UsedGpuMemory: 500 << 20}}
+			case 3:
+				s.Used, s.Processes = 3<<30, []nvml.ProcessInfo{{Pid: self, UsedGpuMemory: 2500 << 20}, {Pid: 1, UsedGpuMemory: 1 << 20}}
+			}
+		}
+	})
+	read := func() map[string]float64 {
+		v := map[string]float64{}
+		if err := level.Sample(v); err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	if v := read(); !maps.Equal(v, map[string]float64{"used_bytes": 3 << 30, "tree_bytes": 2500 << 20}) || asked != 6 {
+		t.Errorf("%v after %d calls", v, asked)
+	}
+	states[0].Set(func(s *nvmltest.GPU) { s.Before, s.Faults["processes"] = nil, nvml.ERROR_NO_PERMISSION })
+	if v := read(); !maps.Equal(v, map[string]float64{"used_bytes": 3 << 30}) {
+		t.Errorf("without processes: %v", v)
+	}
+	states[0].Set(func(s *nvmltest.GPU) { s.All = nvml.ERROR_GPU_IS_LOST })
+	if v := read(); len(v) != 0 {
+		t.Errorf("of a lost GPU: %v", v)
 	}
 }
 
@@ -426,10 +493,7 @@ func TestADriverThatDoesNotOpenSaysWhy(t *testing.T) {
 func TestLevelsAreWrittenWhenTheyChange(t *testing.T) {
 	m, states := nvmltest.Machine(1)
 	l := opened(t, m)
-	p, _, err := l.Probes(l.Devices()[0], nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := probesOf(t, l, l.Devices()[0], nil)[0]
 	clock := time.Unix(1000, 0)
 	p.now = func() time.Time { return clock }
 	written, tree := 0, 0
@@ -465,10 +529,7 @@ func TestLevelsAreWrittenWhenTheyChange(t *testing.T) {
 func TestACostlySeriesIsStretched(t *testing.T) {
 	m, states := nvmltest.Machine(1)
 	l := opened(t, m)
-	p, _, err := l.Probes(l.Devices()[0], nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := probesOf(t, l, l.Devices()[0], nil)[0]
 	clock := time.Unix(1000, 0)
 	p.now = func() time.Time { return clock }
 	d := m.Devices[0].(*server.Device)

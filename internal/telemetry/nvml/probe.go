@@ -3,6 +3,7 @@ package nvml
 import (
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"time"
 
@@ -29,7 +30,7 @@ const share = 50
 // unchanged is how seldom a level that does not change is written again.
 const unchanged = 100 * time.Millisecond
 
-// Probe watches one device. Values, each at its own period:
+// Probe watches one device. Values of all its probes, each at its own period:
 //
 //   - used_bytes (of all processes) and reads_total, how often that was read;
 //     gap_seconds, the longest time between two readings since it was last
@@ -46,6 +47,7 @@ const unchanged = 100 * time.Millisecond
 // A series that fails is left out, and its reason kept: see Missing.
 type Probe struct {
 	subject string
+	period  time.Duration
 	card    card
 	roots   func() []int
 	now     func() time.Time
@@ -59,7 +61,7 @@ type Probe struct {
 	reads   int64
 	seen    [2]tally     // processes of the backend and of others
 	told    time.Time    // when they were last written
-	verdict map[int]bool // by PID: it belongs to the backend
+	verdict map[int]side // by PID
 	pci     [2]counter
 }
 
@@ -76,40 +78,41 @@ type series struct {
 	over    bool   // asking again is of no use
 }
 
-// Probes returns what watches the device: a fast probe, to be sampled every
-// MemoryPeriod, and one for PCIe traffic where the driver takes 40 ms to tell
-// it, to be sampled apart; nil where one is enough. roots returns the roots of
-// the backend's processes, whose descendants belong to it.
-func (l *Library) Probes(d Device, roots func() []int) (fast, slow *Probe, err error) {
+// Probes returns what watches the device, each to be sampled in a goroutine of its
+// own every Period, so that no slow call delays the one before it: memory and
+// processes; then what the board tells, of which the energy counter alone takes
+// 3.4 ms a call on an H100; then PCIe traffic where the driver takes 40 ms to tell
+// it. roots returns the roots of the backend's processes, whose descendants
+// belong to it.
+func (l *Library) Probes(d Device, roots func() []int) ([]*Probe, error) {
 	c, err := l.card(d)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	fast = newProbe(d.Subject, c, roots)
-	if _, _, _, err := c.pcie(); err == nil {
-		fast.add("pcie", boardPeriod, false, fast.readTraffic)
-	} else {
-		slow = newProbe(d.Subject, c, roots)
-		slow.series = nil
-		slow.add("pcie", trafficPeriod, false, slow.readRates)
+	probe := func(period time.Duration) *Probe {
+		return &Probe{subject: d.Subject, period: period, card: c, roots: roots, now: time.Now, used: -1, verdict: map[int]side{}}
 	}
-	return fast, slow, nil
-}
-
-func newProbe(subject string, c card, roots func() []int) *Probe {
-	p := &Probe{subject: subject, card: c, roots: roots, now: time.Now, used: -1, verdict: map[int]bool{}}
-	p.add("memory", 0, true, p.readMemory) // as often as it is sampled
-	p.add("processes", processPeriod, false, p.readProcesses)
-	p.add("energy", energyPeriod, false, one("energy_joules_total", c.energy))
-	p.add("power", boardPeriod, false, p.readPower)
-	p.add("clocks", boardPeriod, false, two("sm_mhz", "memory_mhz", c.clocks))
-	p.add("reasons", boardPeriod, false, one("clock_reasons", func() (float64, error) {
+	memory, board := probe(MemoryPeriod), probe(energyPeriod)
+	memory.add("memory", 0, true, memory.readMemory) // as often as it is sampled
+	memory.add("processes", processPeriod, false, memory.readProcesses)
+	board.add("energy", energyPeriod, false, one("energy_joules_total", c.energy))
+	board.add("power", boardPeriod, false, board.readPower)
+	board.add("clocks", boardPeriod, false, two("sm_mhz", "memory_mhz", c.clocks))
+	board.add("reasons", boardPeriod, false, one("clock_reasons", func() (float64, error) {
 		mask, err := c.reasons()
 		return float64(mask), err
 	}))
-	p.add("temperature", heatPeriod, false, one("celsius", c.temperature))
-	p.add("utilization", boardPeriod, false, two("busy_ratio", "memory_busy_ratio", c.utilization))
-	return p
+	board.add("temperature", heatPeriod, false, one("celsius", c.temperature))
+	board.add("utilization", boardPeriod, false, two("busy_ratio", "memory_busy_ratio", c.utilization))
+	all := []*Probe{memory, board}
+	if _, _, _, err := c.pcie(); err == nil {
+		board.add("pcie", boardPeriod, false, board.readTraffic)
+	} else {
+		traffic := probe(trafficPeriod)
+		traffic.add("pcie", trafficPeriod, false, traffic.readRates)
+		all = append(all, traffic)
+	}
+	return all, nil
 }
 
 func (p *Probe) add(name string, every time.Duration, fixed bool, read func(map[string]float64) error) {
@@ -135,6 +138,9 @@ func two(first, second string, read func() (a, b float64, err error)) func(map[s
 		return err
 	}
 }
+
+// Period is how often it is to be sampled.
+func (p *Probe) Period() time.Duration { return p.period }
 
 // Subject is the device's: gpu0.
 func (p *Probe) Subject() string { return p.subject }
@@ -193,23 +199,7 @@ func (p *Probe) readProcesses(into map[string]float64) error {
 	if err != nil {
 		return err
 	}
-	var roots []int
-	if p.roots != nil {
-		roots = p.roots()
-	}
-	ours, foreign := tally{}, tally{}
-	for _, q := range list {
-		mine, known := p.verdict[q.pid]
-		if !known || !mine {
-			mine = telemetry.Within(q.pid, roots)
-			p.verdict[q.pid] = mine // one of ours stays so when its parent dies
-		}
-		if mine {
-			ours.add(q)
-		} else {
-			foreign.add(q)
-		}
-	}
+	ours, foreign := sortOut(list, p.roots, p.verdict)
 	for pid := range p.verdict {
 		if !slices.ContainsFunc(list, func(q process) bool { return q.pid == pid }) {
 			delete(p.verdict, pid)
@@ -225,6 +215,92 @@ func (p *Probe) readProcesses(into map[string]float64) error {
 	}
 	if ours.unknown > 0 || foreign.unknown > 0 {
 		return &unavailable{"memory by process: the driver lists processes without their memory", false}
+	}
+	return nil
+}
+
+// side is whose a process is.
+type side int
+
+const (
+	stranger side = iota
+	backends
+	ownHelper // this program, or started by it for something else
+)
+
+// sortOut sums the memory of the backend's processes and of strangers'. This
+// program's own are neither. verdict remembers by PID: one of ours stays so when
+// its parent dies.
+func sortOut(list []process, roots func() []int, verdict map[int]side) (ours, foreign tally) {
+	var of []int
+	if roots != nil {
+		of = roots()
+	}
+	self := []int{os.Getpid()}
+	for _, q := range list {
+		if verdict[q.pid] != backends {
+			switch {
+			case telemetry.Within(q.pid, of):
+				verdict[q.pid] = backends
+			case verdict[q.pid] == stranger && telemetry.Within(q.pid, self):
+				verdict[q.pid] = ownHelper
+			}
+		}
+		switch verdict[q.pid] {
+		case backends:
+			ours.add(q)
+		case stranger:
+			foreign.add(q)
+		}
+	}
+	return ours, foreign
+}
+
+// Level reads at one moment what is in use on a device and what of it the backend
+// has, for moments at which both stand still. Values: used_bytes and tree_bytes;
+// what the driver does not tell is left out.
+type Level struct {
+	subject string
+	card    card
+	roots   func() []int
+}
+
+// Level returns what reads the device at one moment; roots as of Probes.
+func (l *Library) Level(d Device, roots func() []int) (*Level, error) {
+	c, err := l.card(d)
+	if err != nil {
+		return nil, err
+	}
+	return &Level{d.Subject, c, roots}, nil
+}
+
+// Subject is the device's: gpu0.
+func (l *Level) Subject() string { return l.subject }
+
+// settleTries bounds how often a level is read until it stood still meanwhile:
+// others may be at work on the device.
+const settleTries = 5
+
+// Sample reads until the device had as much in use after the processes were
+// listed as before.
+func (l *Level) Sample(into map[string]float64) error {
+	for range settleTries {
+		before, err := l.card.memory()
+		if err != nil {
+			return nil // Probe.Missing says why
+		}
+		list, listErr := l.card.processes()
+		after, err := l.card.memory()
+		if err != nil {
+			return nil
+		}
+		into["used_bytes"] = float64(after)
+		if ours, _ := sortOut(list, l.roots, map[int]side{}); listErr == nil && ours.unknown == 0 {
+			into["tree_bytes"] = float64(ours.bytes)
+		}
+		if before == after {
+			break
+		}
 	}
 	return nil
 }
@@ -317,7 +393,10 @@ func (p *Probe) CallSeconds() map[string]float64 {
 	return out
 }
 
-var _ telemetry.Probe = (*Probe)(nil)
+var (
+	_ telemetry.Probe = (*Probe)(nil)
+	_ telemetry.Probe = (*Level)(nil)
+)
 
 // Used is the memory in use on the device by all processes, in bytes.
 func (l *Library) Used(d Device) (int64, error) {
