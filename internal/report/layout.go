@@ -300,7 +300,8 @@ func countText(c results.PromptCount) string {
 	return c.Model + ": " + how
 }
 
-// when is the wall-clock start and how long the cells took.
+// when is the wall-clock start and how long it took from the first cell to the end
+// of the last.
 func (v *runView) when() string {
 	text := v.Manifest.Created.UTC().Format("2006-01-02 15:04 UTC")
 	var from, to int64
@@ -311,7 +312,7 @@ func (v *runView) when() string {
 		to = max(to, e.T)
 	}
 	if to > from {
-		text += ", took " + time.Duration(to-from).Round(time.Second).String()
+		text += ", cells took " + time.Duration(to-from).Round(time.Second).String()
 	}
 	return text
 }

@@ -119,6 +119,20 @@ func TestEveryQuestionMarkHasItsReason(t *testing.T) {
 	}
 }
 
+// Ratios are explained where there are any.
+func TestLegendOfRatios(t *testing.T) {
+	for _, backends := range [][]string{{"llama-server"}, {"native", "llama-server"}} {
+		f := newFixture("runs/x", backends...)
+		for _, b := range backends {
+			f.add(cellSpec{task: "chat", mode: "stream", backend: b, concurrency: 1, requests: 6, maxTokens: 20})
+		}
+		out := string(write(t, func(b *bytes.Buffer) error { return Terminal(b, []*results.Run{f.run}, Options{}) }))
+		if got, want := strings.Contains(out, "1.02× [a–b]"), len(backends) > 1; got != want || strings.Contains(out, "The ratio is of") != want {
+			t.Errorf("%v: explained: %t", backends, got)
+		}
+	}
+}
+
 func TestCutOffRequestsAreNotFailed(t *testing.T) {
 	run := answersRun(func(r *results.Record) {
 		if r.Index == 7 {
