@@ -320,6 +320,9 @@ func (b *backend) call(ctx context.Context, client *http.Client, method, path st
 				return bench.Fail(bench.Timeout, "%s %s: it took the connection, but did not answer within %s: see its log", method, path, client.Timeout)
 			}
 		}
+		if strings.Contains(err.Error(), "malformed HTTP") { // net/http has no type for it
+			return fmt.Errorf("%s %s: what answers there does not speak HTTP (%w): give the server's own port", method, path, err)
+		}
 		return fmt.Errorf("%s %s: %w", method, path, err)
 	}
 	defer resp.Body.Close()

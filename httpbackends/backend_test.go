@@ -100,6 +100,29 @@ func TestOpenFails(t *testing.T) {
 	}
 }
 
+// Something else than HTTP on a port is told as that.
+func TestPortOfAnotherProtocol(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			fmt.Fprint(conn, "220 mail ready\r\n")
+			defer conn.Close()
+		}
+	}()
+	_, err = Open(t.Context(), Config{Server: llamaServer(), Endpoint: "http://" + l.Addr().String()})
+	if err == nil || !strings.Contains(err.Error(), "GET /health: what answers there does not speak HTTP") || !strings.Contains(err.Error(), "give the server's own port") {
+		t.Errorf("%v", err)
+	}
+}
+
 // A path that does not answer is named with the method it was asked by.
 func TestCallThatTakesTooLong(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))

@@ -133,6 +133,19 @@ func TestLegendOfRatios(t *testing.T) {
 	}
 }
 
+// Of a cell that broke off, what is said to count is what the numbers are of.
+func TestTroubleCountsWhatCounts(t *testing.T) {
+	record := func(class bench.Class, retries int, warnings ...bench.Warning) *results.Record {
+		return &results.Record{Class: class, Retries: retries, Trace: bench.Trace{Warnings: warnings}}
+	}
+	c := results.CellResult{State: results.CellCutOff, Cell: results.Cell{Requests: 9}, Records: []*results.Record{
+		record(bench.OK, 0), record(bench.OK, 0, bench.WarnHeldBack), record(bench.OK, 1), record(bench.OK, 0, bench.WarnCut), record(bench.Reset, 0), record(bench.Cancelled, 0),
+	}}
+	if text := troubleText(c); !strings.HasSuffix(text, "; 2 of 9 requests were answered and count") {
+		t.Errorf("%q", text)
+	}
+}
+
 func TestCutOffRequestsAreNotFailed(t *testing.T) {
 	run := answersRun(func(r *results.Record) {
 		if r.Index == 7 {
