@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nativebench/nativebench/internal/bench"
 	"github.com/nativebench/nativebench/internal/results"
@@ -130,6 +131,33 @@ func TestLegendOfRatios(t *testing.T) {
 		if got, want := strings.Contains(out, "1.02× [a–b]"), len(backends) > 1; got != want || strings.Contains(out, "The ratio is of") != want {
 			t.Errorf("%v: explained: %t", backends, got)
 		}
+	}
+}
+
+// A pause before a run was resumed, after a restart of the machine even, is not its
+// time.
+func TestCellsTook(t *testing.T) {
+	const second = int64(time.Second)
+	v := &runView{Run: &results.Run{}}
+	if text := v.when(); strings.Contains(text, "took") {
+		t.Errorf("nothing ran: %q", text)
+	}
+	for _, e := range []struct {
+		cell    string
+		attempt int
+		state   results.CellState
+		at      int64
+	}{
+		{"a", 1, results.CellStarted, 9000},
+		{"a", 1, results.CellDone, 9010},
+		{"b", 1, results.CellStarted, 9011}, // cut off
+		{"b", 2, results.CellStarted, 100},
+		{"b", 2, results.CellFailed, 105},
+	} {
+		v.Events = append(v.Events, results.CellEvent{Cell: e.cell, Attempt: e.attempt, State: e.state, T: e.at * second})
+	}
+	if text := v.when(); !strings.HasSuffix(text, ", cells took 15s") {
+		t.Errorf("%q", text)
 	}
 }
 
