@@ -99,15 +99,15 @@ func runID() string {
 	return hex.EncodeToString(b[:])
 }
 
-// hashFile returns the SHA-256 and the size of a file.
-func hashFile(path string) (sum string, size int64, err error) {
+// hashFile returns the SHA-256 and the size of a file, whose bytes also gets, too.
+func hashFile(path string, also ...io.Writer) (sum string, size int64, err error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return "", 0, err
 	}
 	defer f.Close()
 	h := sha256.New()
-	if size, err = io.Copy(h, f); err != nil {
+	if size, err = io.Copy(io.MultiWriter(append(also, h)...), f); err != nil {
 		return "", 0, fmt.Errorf("reading %s: %w", path, err)
 	}
 	return hex.EncodeToString(h.Sum(nil)), size, nil

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -14,11 +15,42 @@ import (
 	"github.com/nativebench/nativebench/internal/convert"
 	"github.com/nativebench/nativebench/internal/gguf"
 	"github.com/nativebench/nativebench/internal/hub/hubtest"
+	"github.com/nativebench/nativebench/internal/plan"
 	"github.com/nativebench/nativebench/internal/synth"
 	"github.com/nativebench/nativebench/native"
 )
 
 const hubCommit = "abababababababababababababababababababab"
+
+// TestDamagedSyntheticWeightsAreRefused: a file of the right size with one bit
+// turned over is not measured.
+func TestDamagedSyntheticWeightsAreRefused(t *testing.T) {
+	engineDir := vocabulariesOnly(t)
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	p := plan.Default()
+	p.Models, p.Backends = []string{"gpt2"}, []string{"native"}
+	s := &setup{known: testRegistry(), plan: p, engineDir: engineDir, weights: synthetic, dtype: "f16", layers: 1, width: 64}
+	find := func() (*model, error) { return s.findModel(t.Context(), "gpt2", newLiveLine(io.Discard)) }
+	m, err := find()
+	if err != nil || len(m.file.SHA256) != 64 {
+		t.Fatal(m, err)
+	}
+	if again, err := find(); err != nil || again.file.SHA256 != m.file.SHA256 {
+		t.Fatal(again, err)
+	}
+	b, err := os.ReadFile(m.file.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)-100] ^= 4
+	if err := os.WriteFile(m.file.Path, b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	want := "the synthetic weights in " + filepath.Dir(m.file.Path) + " are damaged: delete that directory, it will be written again"
+	if _, err := find(); err == nil || err.Error() != want {
+		t.Errorf("error %v, want %q", err, want)
+	}
+}
 
 // fakeConverter makes an engine directory whose converter copies a GGUF file
 // into place: the real one needs 2 GB of Python.

@@ -92,7 +92,7 @@ func TestOps(t *testing.T) {
 		"gpt2":            {"embedding", "norms", "attention QKV", "KV cache write", "attention", "attention out", "FFN up", "FFN activation", "FFN down", "residual", "LM head"},
 		"llama-2-7b-chat": {"embedding", "norms", "attention QKV", "rope", "KV cache write", "attention", "attention out", "FFN gate", "FFN up", "FFN activation", "FFN down", "residual", "LM head"},
 	} {
-		args := []string{"ops", "--model", model, "--layers", "2", "--width", "256", "--prompt-tokens", "16", "--max-tokens", "4", "--repeat", "2", "--threads", "1"}
+		args := []string{"ops", "--model", model, "--weights", "synthetic", "--layers", "2", "--width", "256", "--prompt-tokens", "16", "--max-tokens", "4", "--repeat", "2", "--threads", "1"}
 		code, stdout, stderr := invoke(t, append(args, "--format", "json")...)
 		if code != exitOK {
 			t.Fatalf("%s: status %d: %s", model, code, stderr)

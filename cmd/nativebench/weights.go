@@ -262,7 +262,7 @@ func roundUp(n, step int) int { return (n + step - 1) / step * step }
 // findModel gives the model's weights: the user's file, or one that is made of a
 // Hugging Face directory or of random numbers, or was when it was first wanted.
 func (s *setup) findModel(ctx context.Context, key string, show *liveLine) (*model, error) {
-	path, want, dir := s.pathOf(key), "", s.directoryOf(key)
+	path, want, dir := s.pathOf(key), "", s.directoryOf(key) // want: the Checksum
 	switch {
 	case path != "":
 	case s.weights == synthetic:
@@ -270,7 +270,7 @@ func (s *setup) findModel(ctx context.Context, key string, show *liveLine) (*mod
 		if err != nil {
 			return nil, err
 		}
-		path, want, dir = made.GGUF, made.SHA256, made.HFDir
+		path, want, dir = made.GGUF, made.CRC32C, made.HFDir
 	default:
 		spec, err := conversion(dir, s.dtype, s.engineDir)
 		if err != nil {
@@ -288,11 +288,12 @@ func (s *setup) findModel(ctx context.Context, key string, show *liveLine) (*mod
 	}
 	show.draw("checking " + path)
 	defer show.erase()
-	if m.file.SHA256, m.file.Bytes, err = hashFile(path); err != nil {
+	var sum synth.Checksum
+	if m.file.SHA256, m.file.Bytes, err = hashFile(path, &sum); err != nil {
 		return nil, err
 	}
 	m.file.HFPath = dir
-	if want != "" && m.file.SHA256 != want {
+	if want != "" && sum.String() != want {
 		return nil, refuse("the synthetic weights in %s are damaged: delete that directory, it will be written again", filepath.Dir(path))
 	}
 	if err := describe(&m.file); err != nil {

@@ -2,11 +2,10 @@ package synth
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"os"
 	"path/filepath"
@@ -145,42 +144,58 @@ func Open(dir string) (*Result, error) {
 	if slices.ContainsFunc(r.Files, func(f File) bool { return strings.HasPrefix(f.Path, hfDir+"/") }) {
 		r.HFDir = filepath.Join(dir, hfDir)
 	}
-	r.SHA256, r.Bytes = r.Files[0].SHA256, r.Files[0].Bytes
+	r.CRC32C, r.Bytes = r.Files[0].CRC32C, r.Files[0].Bytes
 	return r, nil
 }
 
-// Verify reads all files and compares their hashes with those of the writing.
+// Checksum is the CRC-32C (Castagnoli's polynomial) of what was written to it. It
+// finds damage, not malice, in a twentieth of the time of a SHA-256, which
+// would cost more than making the numbers and writing them.
+type Checksum uint32
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Write never fails.
+func (c *Checksum) Write(b []byte) (int, error) {
+	*c = Checksum(crc32.Update(uint32(*c), castagnoli, b))
+	return len(b), nil
+}
+
+// String gives 8 hexadecimal digits.
+func (c Checksum) String() string { return fmt.Sprintf("%08x", uint32(c)) }
+
+// Verify reads all files and compares their checksums with those of the writing.
 func (r *Result) Verify(ctx context.Context) error {
 	for _, f := range r.Files {
 		path := filepath.Join(filepath.Dir(r.GGUF), f.Path)
-		sum, err := hashFile(ctx, path)
+		sum, err := checksum(ctx, path)
 		if err != nil {
 			return err
 		}
-		if sum != f.SHA256 {
-			return fmt.Errorf("synthetic weights: %s is not what was written: SHA-256 %s, not %s", path, sum, f.SHA256)
+		if sum.String() != f.CRC32C {
+			return fmt.Errorf("synthetic weights: %s is not what was written: CRC-32C %s, not %s", path, sum, f.CRC32C)
 		}
 	}
 	return nil
 }
 
-func hashFile(ctx context.Context, path string) (string, error) {
+func checksum(ctx context.Context, path string) (sum Checksum, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return "", err
+		return 0, err
 	}
 	defer f.Close()
-	h, buf := sha256.New(), make([]byte, 1<<20)
+	buf := make([]byte, 1<<20)
 	for {
 		n, err := f.Read(buf)
-		h.Write(buf[:n])
+		sum.Write(buf[:n])
 		switch {
 		case err == io.EOF:
-			return hex.EncodeToString(h.Sum(nil)), nil
+			return sum, nil
 		case err != nil:
-			return "", err
+			return 0, err
 		case ctx.Err() != nil:
-			return "", ctx.Err()
+			return 0, ctx.Err()
 		}
 	}
 }

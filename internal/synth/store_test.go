@@ -3,6 +3,7 @@ package synth
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -26,7 +27,7 @@ func TestReuse(t *testing.T) {
 	if err != nil || first.Reused || last != total || total < first.Bytes {
 		t.Fatalf("%+v, %v; progress ended at %d of %d", first, err, last, total)
 	}
-	if r := write(t, s, dir); !r.Reused || r.SHA256 != first.SHA256 {
+	if r := write(t, s, dir); !r.Reused || r.CRC32C != first.CRC32C {
 		t.Errorf("the same spec again: %+v", r)
 	}
 
@@ -41,7 +42,7 @@ func TestReuse(t *testing.T) {
 		if _, err := Open(dir); err == nil {
 			t.Error("Open takes a spoiled directory")
 		}
-		if r := write(t, s, dir); r.Reused || r.SHA256 != first.SHA256 {
+		if r := write(t, s, dir); r.Reused || r.CRC32C != first.CRC32C {
 			t.Errorf("after a file was spoiled: %+v", r)
 		}
 	}
@@ -107,6 +108,31 @@ func TestLeftovers(t *testing.T) {
 	}
 	if err := r.Verify(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestOtherGenerator: files of an earlier generator's numbers are not taken for
+// this one's, even if all else is the same.
+func TestOtherGenerator(t *testing.T) {
+	s, dir := least(t), t.TempDir()
+	first := write(t, s, dir)
+	path := filepath.Join(dir, sidecar)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := strings.Replace(string(b), fmt.Sprintf(`"generator": %d`, Generator), fmt.Sprintf(`"generator": %d`, Generator-1), 1)
+	if old == string(b) {
+		t.Fatalf("the sidecar does not name its generator: %s", b)
+	}
+	if err := os.WriteFile(path, []byte(old), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := s.ToWrite(dir); n == 0 || err != nil {
+		t.Errorf("%d bytes are to be written, %v", n, err)
+	}
+	if r := write(t, s, dir); r.Reused || r.Generator != Generator || r.CRC32C != first.CRC32C {
+		t.Errorf("over files of another generator: %+v", r)
 	}
 }
 

@@ -161,7 +161,7 @@ type Result struct {
 
 	GGUF   string `json:"-"` // path of the GGUF file
 	HFDir  string `json:"-"` // path of the Hugging Face directory; "" if there is none
-	SHA256 string `json:"-"` // of the GGUF file, in hexadecimal
+	CRC32C string `json:"-"` // of the GGUF file, a Checksum
 	Bytes  int64  `json:"-"` // size of the GGUF file
 	Reused bool   `json:"-"` // nothing was written: it was there already
 }
@@ -181,7 +181,7 @@ type Identity struct {
 type File struct {
 	Path   string `json:"path"` // relative to the directory
 	Bytes  int64  `json:"bytes"`
-	SHA256 string `json:"sha256"`
+	CRC32C string `json:"crc32c"` // a Checksum
 }
 
 // Progress is told how many bytes of how many are written. It is called by one

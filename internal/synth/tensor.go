@@ -2,7 +2,6 @@ package synth
 
 import (
 	"context"
-	"encoding/binary"
 	"io"
 	"math"
 	"runtime"
@@ -104,16 +103,17 @@ type form struct {
 	hf     bool  // in the order of the Hugging Face file, not GGUF's
 }
 
-// writeTo writes the tensor's numbers to w. Memory: one chunk.
-func (t tensor) writeTo(ctx context.Context, w io.Writer, seed uint64, f form) error {
-	n, size := t.elements(), f.stored.bytes()
+// writeTo writes the tensor's numbers to w. Memory: one chunk, and tables of at most
+// 512 KiB.
+func (t *tensor) writeTo(ctx context.Context, w io.Writer, seed uint64, f form) error {
+	n, size, s := t.elements(), f.stored.bytes(), t.source(seed, f)
 	buf := make([]byte, min(n, chunk)*size)
 	for first := int64(0); first < n; first += chunk {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		part := buf[:min(n-first, chunk)*size]
-		t.fillAll(part, first, seed, f)
+		s.fillAll(part, first)
 		if _, err := w.Write(part); err != nil {
 			return err
 		}
@@ -121,48 +121,70 @@ func (t tensor) writeTo(ctx context.Context, w io.Writer, seed uint64, f form) e
 	return nil
 }
 
+// source makes a tensor's numbers in a file's order. Goroutines may share it.
+type source struct {
+	of          *tensor
+	form        form
+	key         uint64
+	loud, quiet numbers // of most rows, and of those in tensor.quiet
+}
+
+func (t *tensor) source(seed uint64, f form) *source {
+	s := &source{of: t, form: f, key: key(seed, t.gguf), loud: newNumbers(t.mean, t.std, 1, f)}
+	if len(t.quiet) > 0 {
+		s.quiet = newNumbers(t.mean, t.std, quietBy, f)
+	}
+	return s
+}
+
 // fillAll shares the work of fill among the cores.
-func (t tensor) fillAll(dst []byte, first int64, seed uint64, f form) {
-	const least = 1 << 14 // elements that are worth a goroutine
-	k, size := key(seed, t.gguf), f.stored.bytes()
+func (s *source) fillAll(dst []byte, first int64) {
+	const least = 1 << 16 // elements that are worth a goroutine
+	size := s.form.stored.bytes()
 	n := int64(len(dst)) / size
 	share := max((n-1)/int64(runtime.GOMAXPROCS(0))+1, least)
+	share = (share + 3) &^ 3 // whole outputs of the random sequence
 	var wg sync.WaitGroup
 	for at := int64(0); at < n; at += share {
 		part := dst[at*size : min(at+share, n)*size]
-		wg.Go(func() { t.fill(part, first+at, k, f) })
+		wg.Go(func() { s.fill(part, first+at) })
 	}
 	wg.Wait()
 }
 
 // fill makes the elements from position first of the file's order on. Elements
 // are numbered in GGUF's order, which is that of the random sequence.
-func (t *tensor) fill(dst []byte, first int64, key uint64, f form) {
-	for size := f.stored.bytes(); len(dst) > 0; {
-		row, col, run, step := first/t.cols, first%t.cols, int64(0), int64(1)
-		if f.hf && t.transposed {
-			row, col, step = first%t.rows, first/t.rows, t.cols
+func (s *source) fill(dst []byte, first int64) {
+	t := s.of
+	turned := s.form.hf && t.transposed
+	for size := s.form.stored.bytes(); len(dst) > 0; {
+		row, col := first/t.cols, first%t.cols
+		run := t.cols - col
+		switch {
+		case turned:
+			row, col = first%t.rows, first/t.rows
 			run = t.rows - row
-		} else {
-			run = t.cols - col
-			if f.hf && t.heads > 0 {
-				row = t.ggufRow(row)
-			}
+		case s.form.hf && t.heads > 0:
+			row = t.ggufRow(row)
 		}
-		by := float32(1)
+		from := s.loud
 		for _, q := range t.quiet {
 			switch {
 			case q.from <= row && row < q.to:
-				by = quietBy
-				if step > 1 {
+				from = s.quiet
+				if turned {
 					run = min(run, q.to-row)
 				}
-			case step > 1 && q.from > row:
+			case turned && q.from > row:
 				run = min(run, q.from-row)
 			}
 		}
 		run = min(run, int64(len(dst))/size)
-		sequence{key, row*t.cols + col, step, t.mean, t.std / spread, by}.fill(dst[:run*size], f)
+		if e := row*t.cols + col; turned {
+			from.fillEvery(dst[:run*size], s.key, e, t.cols)
+		} else {
+			from.fill(dst[:run*size], s.key, e)
+		}
 		dst, first = dst[run*size:], first+run
 	}
 }
@@ -172,34 +194,4 @@ func (t *tensor) ggufRow(row int64) int64 {
 	head, half := t.rows/t.heads, t.rows/t.heads/2
 	in := row % head
 	return row - in + in%half*2 + in/half
-}
-
-// sequence is a part of a tensor: every step-th element from first on, times
-// scale and by, plus mean.
-type sequence struct {
-	key             uint64
-	first, step     int64
-	mean, scale, by float32
-}
-
-func (s sequence) fill(dst []byte, f form) {
-	z, step := s.key+uint64(s.first+1)*golden, uint64(s.step)*golden
-	// The conversions keep a compiler from fusing a multiplication with an
-	// addition, which would give other bits on another machine.
-	if f.dtype == F16 && f.stored == F16 {
-		for ; len(dst) >= 2; dst = dst[2:] {
-			x := s.mean + float32(float32(float32(bell(z))*s.scale)*s.by)
-			h, ok := quickHalf(x)
-			if !ok {
-				h = half(x)
-			}
-			binary.LittleEndian.PutUint16(dst, h)
-			z += step
-		}
-		return
-	}
-	for size := f.stored.bytes(); len(dst) > 0; dst = dst[size:] {
-		f.dtype.put(dst, f.stored, s.mean+float32(float32(float32(bell(z))*s.scale)*s.by))
-		z += step
-	}
 }
