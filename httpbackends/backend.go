@@ -127,6 +127,8 @@ func (b *backend) greet(ctx context.Context) error {
 	get := func(path string, into any) error { return b.call(ctx, client, http.MethodGet, path, nil, into) }
 	if err := get(cfg.Server.Health, nil); errors.As(err, new(*deniedError)) {
 		return bench.Fail(bench.Refused, "%s at %s: %w", name, b.where(), err)
+	} else if errors.As(err, new(*missingError)) {
+		return b.stranger(err)
 	} else if err != nil {
 		return notReady(err, fmt.Errorf("%s at %s is not ready: %w", name, b.where(), err))
 	}
@@ -139,7 +141,7 @@ func (b *backend) greet(ctx context.Context) error {
 		if err := cfg.Server.Identify(&b.info, get); errors.As(err, new(*deniedError)) {
 			return bench.Fail(bench.Refused, "%s at %s: %w", name, b.where(), err)
 		} else if err != nil {
-			return notReady(err, fmt.Errorf("%s at %s does not say that it is one, so it may be another kind of server (--endpoint openai=URL takes any with OpenAI's protocol): %w", name, b.where(), err))
+			return b.stranger(err)
 		}
 	}
 	if cfg.Version != "" && b.info.Version == versionNotTold {
@@ -157,6 +159,15 @@ func (b *backend) greet(ctx context.Context) error {
 	}
 	b.info.Notes = append(b.info.Notes, fmt.Sprintf("opening a connection took %.3f ms (the first one; not part of any request's time)", float64(opened)/1e6))
 	return nil
+}
+
+// stranger is the error of a server that lacks what servers of the row have.
+func (b *backend) stranger(err error) error {
+	advice := ""
+	if b.cfg.Server.Name != "openai" {
+		advice = " (--endpoint openai=URL takes any with OpenAI's protocol)"
+	}
+	return notReady(err, fmt.Errorf("%s at %s does not say that it is one, so it may be another kind of server%s: %w", b.cfg.Server.Name, b.where(), advice, err))
 }
 
 // versionNotTold is the version of servers that do not tell it.
@@ -276,9 +287,12 @@ func (b *backend) call(ctx context.Context, client *http.Client, method, path st
 			return
 		}
 		text := b.hide(err.Error())
-		if errors.As(err, new(*deniedError)) {
+		switch {
+		case errors.As(err, new(*deniedError)):
 			err = &deniedError{text}
-		} else {
+		case errors.As(err, new(*missingError)):
+			err = &missingError{text}
+		default:
 			err = notReady(err, errors.New(text))
 		}
 	}()
@@ -303,8 +317,11 @@ func (b *backend) call(ctx context.Context, client *http.Client, method, path st
 		var wrapped *url.Error
 		if errors.As(err, &wrapped) {
 			if err = wrapped.Err; wrapped.Timeout() && ctx.Err() == nil {
-				return bench.Fail(bench.Timeout, "GET %s: it took the connection, but did not answer within %s: see its log", path, client.Timeout)
+				return bench.Fail(bench.Timeout, "%s %s: it took the connection, but did not answer within %s: see its log", method, path, client.Timeout)
 			}
+		}
+		if strings.Contains(err.Error(), "malformed HTTP") { // net/http has no type for it
+			return fmt.Errorf("%s %s: what answers there does not speak HTTP (%w): give the server's own port", method, path, err)
 		}
 		return fmt.Errorf("%s %s: %w", method, path, err)
 	}
@@ -324,6 +341,9 @@ func (b *backend) call(ctx context.Context, client *http.Client, method, path st
 			return &deniedError{fmt.Sprintf("%s %s answers %d (%s)%s", method, path, resp.StatusCode, message, advice)}
 		}
 		err := fmt.Errorf("%s %s answers %d: %s", method, path, resp.StatusCode, message)
+		if resp.StatusCode == http.StatusNotFound {
+			return &missingError{err.Error()}
+		}
 		if resp.StatusCode == http.StatusServiceUnavailable {
 			return bench.Fail(bench.Busy, "%w", err)
 		}
@@ -342,6 +362,11 @@ func (b *backend) call(ctx context.Context, client *http.Client, method, path st
 type deniedError struct{ message string }
 
 func (e *deniedError) Error() string { return e.message }
+
+// missingError says that a server has no such path.
+type missingError struct{ message string }
+
+func (e *missingError) Error() string { return e.message }
 
 // keyAdvice is what to do about a status that denies access; "" for another.
 func (b *backend) keyAdvice(status int) string {

@@ -64,6 +64,8 @@ func TestOpenFails(t *testing.T) {
 		}), nil, []string{"is not ready", "503", "Loading model"}},
 		{"redirect", handler("/health", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/x", http.StatusFound) }), nil, []string{"is not ready", "302"}},
 		{"another kind of server", handler("/props", http.NotFound), nil, []string{"does not say that it is one", "another kind of server", "/props answers 404"}},
+		{"no such health path", handler("/health", http.NotFound), nil, []string{"does not say that it is one", "openai=URL", "/health answers 404"}},
+		{"no such path of any server's", handler("/v1/models", http.NotFound), func(c *Config) { c.Server = openAIServer() }, []string{"may be another kind of server: GET /v1/models answers 404"}},
 		{"props that are no JSON", handler("/props", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "hello") }), nil, []string{"not the expected JSON"}},
 		{"another model", good, func(c *Config) { c.Model = "llama" }, []string{`serves model "m", not "llama"`}},
 		{"no row", good, func(c *Config) { c.Server = Server{Name: "x"} }, []string{`cannot open "x"`}},
@@ -95,6 +97,45 @@ func TestOpenFails(t *testing.T) {
 				t.Errorf("the error has a secret in it, or is not one line: %q", s)
 			}
 		})
+	}
+}
+
+// Something else than HTTP on a port is told as that.
+func TestPortOfAnotherProtocol(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			fmt.Fprint(conn, "220 mail ready\r\n")
+			defer conn.Close()
+		}
+	}()
+	_, err = Open(t.Context(), Config{Server: llamaServer(), Endpoint: "http://" + l.Addr().String()})
+	if err == nil || !strings.Contains(err.Error(), "GET /health: what answers there does not speak HTTP") || !strings.Contains(err.Error(), "give the server's own port") {
+		t.Errorf("%v", err)
+	}
+}
+
+// A path that does not answer is named with the method it was asked by.
+func TestCallThatTakesTooLong(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+	defer srv.Close()
+	b := &backend{cfg: Config{Server: vllmServer()}}
+	if err := b.parse(srv.URL); err != nil {
+		t.Fatal(err)
+	}
+	client := b.client()
+	client.Timeout = time.Millisecond
+	err := b.call(t.Context(), client, http.MethodPost, "/start_profile", nil, nil)
+	if bench.ClassOf(err) != bench.Timeout || !strings.HasPrefix(err.Error(), "POST /start_profile: ") || !strings.Contains(err.Error(), "within 1ms") {
+		t.Errorf("%v", err)
 	}
 }
 

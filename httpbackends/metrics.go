@@ -104,9 +104,14 @@ func (s *Scraper) page() ([]byte, error) {
 		case 3, 4: // nor will it answer the next
 			s.refuse = true
 		}
-		// llama-server without --metrics.
-		s.refuse = s.refuse || resp.StatusCode == http.StatusNotImplemented
-		return nil, fmt.Errorf("the server shows no metrics: GET %s answers %d", path, resp.StatusCode)
+		advice := ""
+		if resp.StatusCode == http.StatusNotImplemented {
+			s.refuse = true
+			if s.b.cfg.Server.Name == "llama-server" {
+				advice = ": start it with --metrics"
+			}
+		}
+		return nil, fmt.Errorf("the server shows no metrics: GET %s answers %d%s", path, resp.StatusCode, advice)
 	}
 	page, err := io.ReadAll(io.LimitReader(resp.Body, maxScrape+1))
 	if err != nil {

@@ -117,7 +117,7 @@ func TestScraperOfBrokenServers(t *testing.T) {
 		once   bool // it is not asked again
 	}{
 		{"404", http.NotFound, "the server shows no metrics: GET /metrics answers 404", true},
-		{"not switched on", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(501) }, "answers 501", true},
+		{"not switched on", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(501) }, "answers 501: start it with --metrics", true},
 		{"redirect", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", http.StatusFound) }, "answers 302", true},
 		{"busy", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(503) }, "answers 503", false},
 		{"another page", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "<html>hello</html>") }, "not Prometheus text", false},

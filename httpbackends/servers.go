@@ -145,7 +145,7 @@ func (s Server) IsProcess(argv []string) bool {
 }
 
 // notedMerges is the note of a server that MergesTokens.
-const notedMerges = "its events do not tell how many tokens they hold, and may hold several (a character of several tokens comes at once): fewer events than tokens are not warned of, gaps are then between events, and time per token is not measured"
+const notedMerges = "its events do not tell how many tokens they hold, and may hold several (a character of several tokens comes at once): an answer of fewer events than tokens has no warning for it, its gaps are between events, and its time per token is not measured"
 
 // WeightsForm is how a model lies on disk.
 type WeightsForm int

@@ -271,6 +271,18 @@ func (w *wholePlanner) disk(s *setup, shape gguf.Summary) int64 {
 	return need - min(have, need)
 }
 
+// before says that runs before this one take of the free disk; "" if none does.
+func (w *wholePlanner) before() string {
+	var sum int64
+	for _, n := range w.planned {
+		sum += n
+	}
+	if sum == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" after the %s of the runs above", gib(sum))
+}
+
 // freeDisk is what is free where weights are written; -1: not known.
 func freeDisk() int64 {
 	dir, err := os.UserCacheDir()
@@ -312,7 +324,7 @@ func (w *wholePlanner) add(name string, s *setup, m *model, weights []string) {
 	}
 	disk := w.disk(s, m.shape)
 	if w.free >= 0 && disk > 0 && disk+diskMargin > w.free {
-		w.omit(name, "its weights take %s of disk, and %s is free in the cache (%s is to stay free)", gib(disk), gib(w.free), gib(diskMargin))
+		w.omit(name, "its weights take %s of disk, and %s is free in the cache%s (%s is to stay free)", gib(disk), gib(w.free), w.before(), gib(diskMargin))
 		return
 	}
 	cells, err := s.plan.Cells()

@@ -326,6 +326,27 @@ func TestWhatDoesNotFitIsLeftOut(t *testing.T) {
 	}
 }
 
+// What the disk has no room for, after the runs before, is left out.
+func TestWeightsThatTheDiskHasNoRoomFor(t *testing.T) {
+	pretendGPU(t, filepath.Join(t.TempDir(), "no such device"))
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	for _, tc := range []struct {
+		before int64
+		says   string
+	}{
+		{0, "and 4.0 GiB is free in the cache (1.0 GiB is to stay free)"},
+		{3 << 30, "and 4.0 GiB is free in the cache after the 3.0 GiB of the runs above (1.0 GiB is to stay free)"},
+	} {
+		w, s, m := planner("native")
+		s.machine.Memory.AvailableBytes = 64 << 30
+		w.free, w.planned["gpt2"] = 4<<30, tc.before
+		w.add("x", s, m, nil)
+		if len(w.out.Omitted) != 1 || !strings.HasSuffix(w.out.Omitted[0].Why, tc.says) {
+			t.Errorf("left out: %+v, want %q", w.out.Omitted, tc.says)
+		}
+	}
+}
+
 // On a GPU its memory decides, and one backend at a time holds it.
 func TestWhatDoesNotFitOnTheGPU(t *testing.T) {
 	device := filepath.Join(t.TempDir(), "nvidia0")

@@ -301,6 +301,15 @@ func TestEndpointOfAnotherName(t *testing.T) {
 	}
 }
 
+// An endpoint alone has no weights here with which it could agree.
+func TestEndpointAloneIsNotChecked(t *testing.T) {
+	url, _ := openAIServer(t, "")
+	code, _, stderr := invoke(t, small("openai", filepath.Join(t.TempDir(), "run"), "--endpoint", "openai="+url, "--route", "chat")...)
+	if code != exitOK || !strings.Contains(stderr, "that it serves gpt2, and with its caches off, was not checked") {
+		t.Errorf("status %d: %s", code, stderr)
+	}
+}
+
 // A server that cuts its answers is answered by none of the numbers: that is said
 // as the cell ends, and by the exit status, though nothing failed.
 func TestLeftOutAnswersAreToldByTheStatus(t *testing.T) {

@@ -85,6 +85,7 @@ func (x *execution) pass(todo []int, may func(plan.Cell) bool) (late []int, err 
 		if x.stop.stopped() {
 			return nil, nil
 		}
+		x.show.start(x.cells[i].ID()) // anew: making all ready and checking them is not its time
 		if err := x.cell(x.cells[i]); err != nil {
 			return nil, err
 		}

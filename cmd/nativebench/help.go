@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/nativebench/nativebench/internal/plan"
 )
 
 const (
@@ -148,8 +150,10 @@ func wrap(text string, indent int) string {
 func flagError(cmd *cli.Command, path string, err error) error {
 	text := err.Error()
 	if name, ok := strings.CutPrefix(text, "flag provided but not defined: -"); ok {
-		text = "there is no flag --" + strings.TrimPrefix(name, "-")
-		if near := cli.SuggestFlag(cmd.Flags, strings.TrimPrefix(name, "-"), true); near != "" {
+		name = strings.TrimPrefix(name, "-")
+		text = "there is no flag --" + name
+		near := cli.SuggestFlag(cmd.Flags, name, true)
+		if plan.Nearest(name, []string{strings.TrimLeft(near, "-")}) != "" { // near enough to be meant
 			text += ", did you mean " + near + "?"
 		}
 	} else if name, ok := strings.CutPrefix(text, "flag needs an argument: -"); ok {

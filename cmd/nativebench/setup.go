@@ -435,7 +435,11 @@ func (s *setup) notes() []string {
 	for _, name := range slices.Sorted(maps.Keys(s.plan.Endpoints)) {
 		unchecked := "that its caches are off"
 		if s.plan.NoVerify || len(s.plan.Backends) < 2 {
-			unchecked = fmt.Sprintf("that it serves %s with these weights, and with its caches off,", strings.Join(s.plan.Models, ", "))
+			these := ""
+			if len(s.holders()) > 0 {
+				these = " with these weights"
+			}
+			unchecked = fmt.Sprintf("that it serves %s%s, and with its caches off,", strings.Join(s.plan.Models, ", "), these)
 		}
 		notes = append(notes, fmt.Sprintf("%s runs at %s and was not started here: %s was not checked", name, s.plan.Endpoints[name], unchecked))
 		if at := s.attached[name]; at != nil {

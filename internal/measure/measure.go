@@ -444,22 +444,31 @@ func Compare(e, ref Estimate) stats.Comparison {
 	if len(repeats) == 1 { // before all else: that is the first thing to mend
 		c.Verdict, c.Why = stats.TooFew, "one repeat: what differs from process to process cannot be seen"
 	}
-	if e.busy || ref.busy {
-		c.Withhold("the machine was busy with something else")
-	}
-	if e.cached || ref.cached {
-		c.Withhold("prompt tokens came from a prefix cache that should be off")
-	}
-	if e.shared || ref.shared {
-		c.Withhold("requests that failed or are left out took part of the window")
-	}
-	if e.Spread > stats.Disagree || ref.Spread > stats.Disagree {
-		c.Withhold(fmt.Sprintf("repeats disagree by more than %.2f×", stats.Disagree))
+	for _, why := range doubts(e, ref) {
+		c.Withhold(why)
 	}
 	if math.IsInf(c.Ratio, 0) {
 		c.Ratio = math.NaN()
 	}
 	return c
+}
+
+// Doubts are the reasons for which an estimate is set against no other, the
+// first to be mended first; none: it may be.
+func (e Estimate) Doubts() []string { return doubts(e) }
+
+// doubts are those of any of them.
+func doubts(all ...Estimate) (why []string) {
+	note := func(reason string, of func(Estimate) bool) {
+		if slices.ContainsFunc(all, of) {
+			why = append(why, reason)
+		}
+	}
+	note("the machine was busy with something else", func(e Estimate) bool { return e.busy })
+	note("prompt tokens came from a prefix cache that should be off", func(e Estimate) bool { return e.cached })
+	note("requests that failed or are left out took part of the window", func(e Estimate) bool { return e.shared })
+	note(fmt.Sprintf("repeats disagree by more than %.2f×", stats.Disagree), func(e Estimate) bool { return e.Spread > stats.Disagree })
+	return why
 }
 
 // Lengths compares the output tokens of two groups over the requests that both

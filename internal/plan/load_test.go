@@ -98,7 +98,7 @@ func TestLoadPromptsRefuses(t *testing.T) {
 		{"number", `{"prompt":5}`, `f.jsonl:1: "prompt" is a number`},
 		{"value of a turn", `{"conversations":[{"from":"human","value":["a"]}]}`, `value" is a array`},
 		{"empty prompt", `{"prompt":" \n"}`, "f.jsonl:1: an empty prompt"},
-		{"unknown task", `{"prompt":"a","task":"chta"}`, `f.jsonl:1: unknown task "chta": choose from chat, summarization, qa, code`},
+		{"unknown task", `{"prompt":"a","task":"chta"}`, `f.jsonl:1: unknown task "chta": did you mean "chat"? choose from chat, summarization, qa, code`},
 		{"id", `{"prompt":"a","id":["x"]}`, `"id" is neither a string nor a number`},
 		{"not UTF-8", "{\"prompt\":\"a\"}\n{\"prompt\":\"\xff\"}", "f.jsonl:2: not UTF-8"},
 		{"UTF-16", "\xff\xfe{\x00", "f.jsonl:1: not UTF-8"},

@@ -247,15 +247,15 @@ func taskKeys() (keys []string) {
 // nearest one when it is near enough to be a slip of the fingers.
 func unknown(kind, name string, choices []string) error {
 	hint := ""
-	if near := nearest(name, choices); near != "" {
+	if near := Nearest(name, choices); near != "" {
 		hint = fmt.Sprintf(" did you mean %q?", near)
 	}
 	return fmt.Errorf("unknown %s %q:%s choose from %s", kind, name, hint, strings.Join(choices, ", "))
 }
 
-// nearest returns the choice with the smallest edit distance from name, or ""
+// Nearest returns the choice with the smallest edit distance from name, or ""
 // when even that one differs in more than a third of its letters.
-func nearest(name string, choices []string) (near string) {
+func Nearest(name string, choices []string) (near string) {
 	best := -1
 	for _, c := range choices {
 		d := editDistance(strings.ToLower(name), c)
@@ -266,22 +266,28 @@ func nearest(name string, choices []string) (near string) {
 	return near
 }
 
-// editDistance is Levenshtein's, in bytes.
+// editDistance is Levenshtein's, in bytes, with two neighbours exchanged as one
+// step (optimal string alignment).
 func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
+	d := make([][]int, len(a)+1)
+	for i := range d {
+		d[i] = make([]int, len(b)+1)
+		d[i][0] = i
 	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost = 1 + min(diagonal, row[j], row[j+1])
+	for j := range d[0] {
+		d[0][j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		for j := 1; j <= len(b); j++ {
+			if a[i-1] == b[j-1] {
+				d[i][j] = d[i-1][j-1]
+				continue
 			}
-			diagonal, row[j+1] = row[j+1], cost
+			d[i][j] = 1 + min(d[i-1][j-1], d[i-1][j], d[i][j-1])
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				d[i][j] = min(d[i][j], d[i-2][j-2]+1)
+			}
 		}
 	}
-	return row[len(b)]
+	return d[len(a)][len(b)]
 }

@@ -64,14 +64,14 @@ func unmeasurable(about, text, why string, numbers []string) claim {
 
 // absent is why nothing is known of a backend.
 func (d *document) absent(backend string, of Whole) string {
+	for _, v := range d.runs { // first: it may be left out of another run, or of a part of one
+		if slices.Contains(v.backends, backend) {
+			return "no load of " + backend + " has what it takes"
+		}
+	}
 	for _, o := range of.Omitted {
 		if o.What == backend || strings.HasSuffix(o.What, " on "+backend) {
 			return backend + " was not run: " + o.Why
-		}
-	}
-	for _, v := range d.runs {
-		if slices.Contains(v.backends, backend) {
-			return "no load of " + backend + " has what it takes"
 		}
 	}
 	return backend + " was not run: it was not among the backends"
@@ -141,16 +141,14 @@ func (c *claim) decide(holds, fails int, open string) {
 // the reasons for which Compare withholds a verdict within one. "" if it may be.
 func (s *seat) shaky(key string) string {
 	e := s.summary.Get(key)
-	busy := slices.ContainsFunc(s.group.Cells, func(c measure.Cell) bool { return c.Busy })
-	switch {
-	case s.unranked() != "":
-		return s.unranked()
-	case len(e.Repeats) < 2:
+	if why := s.unranked(); why != "" {
+		return why
+	}
+	if len(e.Repeats) < 2 {
 		return "one repeat: what differs from process to process cannot be seen"
-	case busy:
-		return "the machine was busy with something else"
-	case e.Spread > stats.Disagree:
-		return fmt.Sprintf("repeats disagree by more than %.2f×", stats.Disagree)
+	}
+	if why := e.Doubts(); len(why) > 0 {
+		return why[0]
 	}
 	return ""
 }

@@ -169,8 +169,14 @@ func troubleText(c results.CellResult) string {
 			text += fmt.Sprintf("; last line of its log: %q", line)
 		}
 	}
-	if n := len(c.Measured()); n > 0 {
-		text += fmt.Sprintf("; %d of %d requests were measured and count", n, c.Requests)
+	if measured := c.Measured(); len(measured) > 0 {
+		n := 0
+		for _, r := range measured {
+			if r.Class == bench.OK && r.Retries == 0 && measure.Spoilt(&r.Trace) == "" {
+				n++
+			}
+		}
+		text += fmt.Sprintf("; %d of %d requests were answered and count", n, c.Requests)
 	}
 	return text
 }

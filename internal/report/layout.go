@@ -300,18 +300,28 @@ func countText(c results.PromptCount) string {
 	return c.Model + ": " + how
 }
 
-// when is the wall-clock start and how long the cells took.
+// when is the wall-clock start and how long the cells took together, all attempts
+// that came to an end: not what lay between them, nor between the sittings of a
+// resumed run, whose clocks may be others.
 func (v *runView) when() string {
 	text := v.Manifest.Created.UTC().Format("2006-01-02 15:04 UTC")
-	var from, to int64
-	for _, e := range v.Events {
-		if from == 0 || e.T < from {
-			from = e.T
-		}
-		to = max(to, e.T)
+	type attempt struct {
+		cell string
+		n    int
 	}
-	if to > from {
-		text += ", took " + time.Duration(to-from).Round(time.Second).String()
+	began := map[attempt]int64{}
+	var sum time.Duration
+	for _, e := range v.Events {
+		k := attempt{e.Cell, e.Attempt}
+		if e.State == results.CellStarted {
+			began[k] = e.T
+		} else if from, known := began[k]; known {
+			sum += time.Duration(e.T - from)
+			delete(began, k)
+		}
+	}
+	if sum > 0 {
+		text += ", cells took " + sum.Round(time.Second).String()
 	}
 	return text
 }

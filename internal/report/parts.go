@@ -368,7 +368,10 @@ func (d *document) legend() section {
 	say := func(name, text string) { s.facts = append(s.facts, fact{name: name, text: text}) }
 	say("12.3 ±4%", "median, and the larger half of its 95 % interval (order statistics over different requests, which are taken as independent; repeats of one are not); ±? fewer than 6")
 	say("2.61 2.60–2.63", "median of the repeats, and their range: throughput has one value per repeat")
-	say("1.02× [a–b]", "median over median of "+name+", over the requests that both sides answered, with its 95 % bootstrap interval (draws repeats and requests); ~ no significant difference at 5 % (pairs of requests, Wilcoxon's signed-rank test; throughput: Mann-Whitney U); ? no verdict, the note says why: it takes two repeats that agree, on a quiet machine")
+	ratios := len(ref) > 1 || len(d.runs) > 1
+	if ratios {
+		say("1.02× [a–b]", "median over median of "+name+", over the requests that both sides answered, with its 95 % bootstrap interval (draws repeats and requests); ~ no significant difference at 5 % (pairs of requests, Wilcoxon's signed-rank test; throughput: Mann-Whitney U); ? no verdict, the note says why: it takes two repeats that agree, on a quiet machine")
+	}
 	say("↓ ↑", "lower or higher is better")
 	say("p99", "from 100 different requests on (between tokens: 20 requests, 100 gaps); exact, all values are kept. Its ratio is not tested")
 	say("samples", "successful requests of all repeats, without warm-up and without answers whose warning (cut_short, short_output, count_mismatch, no_finish, redialled) leaves them out. Those and failed ones are counted and never averaged in; requests cut off when the run was stopped are neither")
@@ -377,7 +380,14 @@ func (d *document) legend() section {
 		if err != nil {
 			panic(err)
 		}
-		say(c.Name, firstSentence(c.Definition))
+		text := firstSentence(c.Definition)
+		if c.Gaps != nil {
+			text += "; shown: the median of all gaps"
+			if ratios {
+				text += ". The ratio is of the requests' own median gaps, so it need not be the quotient of those shown"
+			}
+		}
+		say(c.Name, text)
 	}
 	say("t0 t1 tL n", "t0 just before the request's first byte; t1, tL first and last token; n output tokens as the backend counts them, never chunks")
 	dirs := make([]string, len(d.runs))

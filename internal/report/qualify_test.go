@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nativebench/nativebench/internal/bench"
 	"github.com/nativebench/nativebench/internal/results"
@@ -116,6 +117,60 @@ func TestEveryQuestionMarkHasItsReason(t *testing.T) {
 		if (name == "full" || name == "one") && !reason.MatchString(body) {
 			t.Errorf("%s: no reason at all", name)
 		}
+	}
+}
+
+// Ratios are explained where there are any.
+func TestLegendOfRatios(t *testing.T) {
+	for _, backends := range [][]string{{"llama-server"}, {"native", "llama-server"}} {
+		f := newFixture("runs/x", backends...)
+		for _, b := range backends {
+			f.add(cellSpec{task: "chat", mode: "stream", backend: b, concurrency: 1, requests: 6, maxTokens: 20})
+		}
+		out := string(write(t, func(b *bytes.Buffer) error { return Terminal(b, []*results.Run{f.run}, Options{}) }))
+		if got, want := strings.Contains(out, "1.02× [a–b]"), len(backends) > 1; got != want || strings.Contains(out, "The ratio is of") != want {
+			t.Errorf("%v: explained: %t", backends, got)
+		}
+	}
+}
+
+// A pause before a run was resumed, after a restart of the machine even, is not its
+// time.
+func TestCellsTook(t *testing.T) {
+	const second = int64(time.Second)
+	v := &runView{Run: &results.Run{}}
+	if text := v.when(); strings.Contains(text, "took") {
+		t.Errorf("nothing ran: %q", text)
+	}
+	for _, e := range []struct {
+		cell    string
+		attempt int
+		state   results.CellState
+		at      int64
+	}{
+		{"a", 1, results.CellStarted, 9000},
+		{"a", 1, results.CellDone, 9010},
+		{"b", 1, results.CellStarted, 9011}, // cut off
+		{"b", 2, results.CellStarted, 100},
+		{"b", 2, results.CellFailed, 105},
+	} {
+		v.Events = append(v.Events, results.CellEvent{Cell: e.cell, Attempt: e.attempt, State: e.state, T: e.at * second})
+	}
+	if text := v.when(); !strings.HasSuffix(text, ", cells took 15s") {
+		t.Errorf("%q", text)
+	}
+}
+
+// Of a cell that broke off, what is said to count is what the numbers are of.
+func TestTroubleCountsWhatCounts(t *testing.T) {
+	record := func(class bench.Class, retries int, warnings ...bench.Warning) *results.Record {
+		return &results.Record{Class: class, Retries: retries, Trace: bench.Trace{Warnings: warnings}}
+	}
+	c := results.CellResult{State: results.CellCutOff, Cell: results.Cell{Requests: 9}, Records: []*results.Record{
+		record(bench.OK, 0), record(bench.OK, 0, bench.WarnHeldBack), record(bench.OK, 1), record(bench.OK, 0, bench.WarnCut), record(bench.Reset, 0), record(bench.Cancelled, 0),
+	}}
+	if text := troubleText(c); !strings.HasSuffix(text, "; 2 of 9 requests were answered and count") {
+		t.Errorf("%q", text)
 	}
 }
 

@@ -147,14 +147,14 @@ func anyBackend(*seat) bool { return true }
 // isServer leaves the bare model out.
 func isServer(s *seat) bool { return s.backend != reference }
 
-// failedMost is the share of a backend's requests from which its medians, which
-// are of the others, rank it no more.
+// failedMost is the share of a backend's requests that failed or are left out for
+// a warning, from which its medians, which are of the others, rank it no more.
 const failedMost = 0.1
 
 // unranked says why a backend is in no ranking; "" if it is.
 func (s *seat) unranked() string {
-	if n, all := s.summary.Requests-s.summary.OK, s.summary.Requests; float64(n) > failedMost*float64(all) {
-		return fmt.Sprintf("%s: %d of %d requests failed: not ranked", s.backend, n, all)
+	if n, all := s.summary.Requests-s.summary.OK+s.spoilt(), s.summary.Requests; float64(n) > failedMost*float64(all) {
+		return fmt.Sprintf("%s: %d of %d requests failed or are left out: not ranked", s.backend, n, all)
 	}
 	if s.otherModel() {
 		return s.backend + " does not run the same model: not ranked"

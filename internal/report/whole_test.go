@@ -302,8 +302,74 @@ func TestFailuresAreNotRanked(t *testing.T) {
 	if err := WholeMarkdown(&md, []*results.Run{f.run}, Whole{}); err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(md.String(), "vllm: 6 of 20 requests failed: not ranked") || strings.Contains(md.String(), "◀ |") {
+	if !strings.Contains(md.String(), "vllm: 6 of 20 requests failed or are left out: not ranked") || strings.Contains(md.String(), "◀ |") {
 		t.Errorf("in\n%s", md.String())
+	}
+}
+
+// Nor is one whose answers were cut short for most of what was asked.
+func TestCutAnswersAreNotRanked(t *testing.T) {
+	f := newFixture("runs/x", "native", "vllm")
+	for repeat := range 2 {
+		f.add(cellSpec{task: "chat", mode: "sync", backend: "native", concurrency: 1, repeat: repeat, requests: 10, maxTokens: 30})
+		f.add(cellSpec{task: "chat", mode: "sync", backend: "vllm", concurrency: 1, repeat: repeat, requests: 10, maxTokens: 30, change: func(r *results.Record) {
+			slowed(0.1)(r)
+			if r.Index < 3 {
+				r.Warnings = append(r.Warnings, bench.WarnCut)
+			}
+		}})
+	}
+	d, err := newDocument([]*results.Run{f.run})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := d.runs[0].loads[0]
+	if r, ok := l.rank("e2e", anyBackend); !ok || len(r.seats) != 1 || r.seats[0].backend != "native" {
+		t.Errorf("%d are ranked", len(r.seats))
+	}
+	if why := l.of("vllm").unranked(); why != "vllm: 6 of 20 requests failed or are left out: not ranked" {
+		t.Errorf("%q", why)
+	}
+}
+
+// A window in which a request failed, or a prefix cache that should be off had
+// hits, rules nothing, as it has no verdict against another backend.
+func TestClaimsOfSpoiltWindows(t *testing.T) {
+	for says, spoil := range map[string]func(*results.Record){
+		"took part of the window": func(r *results.Record) { r.Class, r.Error = bench.Refused, "too many" },
+		"from a prefix cache":     func(r *results.Record) { r.Warnings = append(r.Warnings, bench.WarnCacheHit) },
+	} {
+		f := newFixture("runs/x", "vllm")
+		for repeat := range 2 {
+			for _, c := range []int{1, 8} {
+				f.add(cellSpec{task: "chat", mode: "stream", backend: "vllm", concurrency: c, repeat: repeat, requests: 16, maxTokens: 30, change: func(r *results.Record) {
+					if r.Index == 15 && c == 8 {
+						spoil(r)
+					}
+				}})
+			}
+		}
+		d, err := newDocument([]*results.Run{f.run})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c := claimOf(t, d, Whole{}, "vllm", "token by token"); c.verdict != notMeasured || !strings.Contains(c.why, says) {
+			t.Errorf("%s (%s; %q)", c.verdict, c.why, c.numbers)
+		}
+	}
+}
+
+// What was run is not said to be left out because a part of it was.
+func TestClaimOfAPartLeftOut(t *testing.T) {
+	f := newFixture("runs/x", "vllm")
+	f.add(cellSpec{task: "chat", mode: "stream", backend: "vllm", concurrency: 1, requests: 16, maxTokens: 30})
+	d, err := newDocument([]*results.Run{f.run})
+	if err != nil {
+		t.Fatal(err)
+	}
+	of := Whole{Omitted: []Omission{{"phi-2-tasks on vllm", "does not fit"}}}
+	if c := claimOf(t, d, of, "vllm", "token by token"); c.verdict != notMeasured || strings.Contains(c.why, "not run") || !strings.Contains(c.why, "no load of vllm has what it takes") {
+		t.Errorf("%s (%s)", c.verdict, c.why)
 	}
 }
 

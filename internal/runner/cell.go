@@ -165,6 +165,7 @@ type cell struct {
 	seen     int64       // records, warm-up included
 	measured int64       // measured requests that were not cut off
 	failed   int64       // of seen
+	unheard  int64       // of measured: nobody was there to connect to
 	class    bench.Class // of the first record
 	message  string
 	givenUp  bool
@@ -409,6 +410,11 @@ func (c *cell) note(s *slot) {
 	if !s.cut {
 		c.measured++
 	}
+	if r.Class == bench.Connect {
+		if c.unheard++; c.unheard == c.measured {
+			c.message = r.Error
+		}
+	}
 	if r.Start > 0 && (c.window[0] == 0 || r.Start < c.window[0]) {
 		c.window[0] = r.Start
 	}
@@ -432,6 +438,10 @@ func (c *cell) judge(ctx context.Context, ev *results.CellEvent) {
 		ev.Class, ev.Reason = string(bench.Internal), fmt.Sprintf("records could not be kept: %v; %s", c.sinkErr, progress)
 	case c.givenUp:
 		ev.Class, ev.Reason = string(c.class), fmt.Sprintf("given up: the first %d requests all failed alike: %s", sameFailures, c.message)
+	case c.measured >= c.total && c.total > 0 && c.unheard == c.measured:
+		// The server went during the warm-up: nothing was measured, a resumed run
+		// is to do it again.
+		ev.Class, ev.Reason = string(bench.Connect), fmt.Sprintf("none of %d requests found anybody to connect to: %s", c.measured, c.message)
 	case c.measured >= c.total:
 		ev.State = results.CellDone
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):

@@ -188,6 +188,25 @@ func TestFailuresAreKeptAndTheCellGoesOn(t *testing.T) {
 	}
 }
 
+// A server that went during the warm-up leaves no result, so that a resumed run
+// measures the cell.
+func TestNobodyThereAfterTheWarmup(t *testing.T) {
+	fail := map[int]bench.Class{}
+	for i := 1; i <= 10; i++ {
+		fail[i] = bench.Connect
+	}
+	var k keeper
+	ev := RunCell(context.Background(), nil, testJob(10, 1, 1), benchtest.NewFake(benchtest.FakeConfig{Fail: fail}), k.keep)
+	if ev.State != results.CellFailed || ev.Class != string(bench.Connect) || !strings.HasPrefix(ev.Reason, "none of 10 requests found anybody to connect to: ") || len(k.recs) != 11 {
+		t.Errorf("%s, class %q, reason %q, %d records", ev.State, ev.Class, ev.Reason, len(k.recs))
+	}
+	delete(fail, 10)
+	k = keeper{}
+	if ev := RunCell(context.Background(), nil, testJob(10, 1, 1), benchtest.NewFake(benchtest.FakeConfig{Fail: fail}), k.keep); ev.State != results.CellDone {
+		t.Errorf("one was answered: %s, %q", ev.State, ev.Reason)
+	}
+}
+
 func TestGivenUpWhenTheFirstFailAlike(t *testing.T) {
 	all := func(class func(i int) bench.Class) map[int]bench.Class {
 		m := map[int]bench.Class{}
