@@ -320,7 +320,10 @@ func (b *backend) call(ctx context.Context, client *http.Client, method, path st
 				return bench.Fail(bench.Timeout, "%s %s: it took the connection, but did not answer within %s: see its log", method, path, client.Timeout)
 			}
 		}
-		if strings.Contains(err.Error(), "malformed HTTP") { // net/http has no type for it
+		switch text := err.Error(); { // net/http has no types for these
+		case strings.Contains(text, "readLoopPeekFail"):
+			return fmt.Errorf("%s %s: what answers there does not speak HTTP (it speaks before it is asked): give the server's own port", method, path)
+		case strings.Contains(text, "malformed HTTP"):
 			return fmt.Errorf("%s %s: what answers there does not speak HTTP (%w): give the server's own port", method, path, err)
 		}
 		return fmt.Errorf("%s %s: %w", method, path, err)

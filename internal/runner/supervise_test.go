@@ -123,6 +123,7 @@ func child(mode string) int {
 			if mode == "cancel" {
 				out.Write([]byte(`{"load":0.5}` + "\n"))
 				<-ctx.Done()
+				time.Sleep(200 * time.Millisecond) // a context closes its own channel before it cancels the request's
 			} else {
 				out.Write([]byte(`{"load":0.5}` + "\n"))
 				<-drain
