@@ -36,7 +36,7 @@ LABEL org.opencontainers.image.title="nativebench" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.base.name="docker.io/library/debian:trixie-slim"
 USER 1000:1000
-WORKDIR /work
+WORKDIR /bench
 # doctor fails when the engine does not load or the cache cannot be written. It
 # is asked once, early: a measuring machine should have nothing else to do.
 HEALTHCHECK --interval=24h --timeout=30s --start-period=60s --start-interval=5s CMD ["nativebench", "doctor"]
@@ -53,4 +53,4 @@ RUN --mount=type=cache,id=nativebench-pip,target=/root/.cache/pip,sharing=locked
 ENV NATIVEBENCH_PYTHON_TRANSFORMERS=/opt/nativebench/python/transformers
 RUN scripts/image.sh check
 USER 1000:1000
-WORKDIR /work
+WORKDIR /bench

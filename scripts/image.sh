@@ -66,7 +66,7 @@ case ${1:-} in
         useradd --create-home --user-group --uid 1000 --shell /bin/bash nativebench
         # Volumes that are mounted there take their owner from these.
         cd /home/nativebench
-        install -d -o nativebench -g nativebench /work /work/runs .cache .cache/nativebench .cache/huggingface
+        install -d -o nativebench -g nativebench /bench /bench/runs .cache .cache/nativebench .cache/huggingface
         ;;
     python)
         [ "${2:?python needs the name of an environment, or none}" != none ] || exit 0

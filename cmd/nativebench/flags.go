@@ -261,3 +261,11 @@ func outputFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "dry-run", Category: flagsOutput, Usage: "check everything, say what would be run, and stop"},
 	}
 }
+
+// answerFlags are of commands that answer one question and keep no run.
+func answerFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "format", Category: flagsOutput, Value: "terminal", Usage: "`FORMAT`: terminal, json"},
+		&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Category: flagsOutput, Usage: "go on where nativebench would stop at an estimate: memory that may not suffice"},
+	}
+}

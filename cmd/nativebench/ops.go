@@ -34,9 +34,7 @@ func opsCommand(known registry) *cli.Command {
 		}
 	}
 	flags = append(flags, slices.DeleteFunc(weightFlags(), func(f cli.Flag) bool { return f.Names()[0] == "hf-dir" })...)
-	flags = append(flags,
-		&cli.StringFlag{Name: "format", Category: flagsOutput, Value: "terminal", Usage: "`FORMAT`: terminal, json"},
-		&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Category: flagsOutput, Usage: "go on where nativebench would stop at an estimate: memory that may not suffice"})
+	flags = append(flags, answerFlags()...)
 	return &cli.Command{
 		Name:  "ops",
 		Usage: "where a step of native goes, operation by operation: time, bytes, FLOPs, roofline",

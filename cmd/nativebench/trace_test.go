@@ -19,19 +19,7 @@ import (
 // takes it without an error and sees the same.
 func isTraceOf(t *testing.T, file string, run *results.Run, more ...string) {
 	t.Helper()
-	f, err := os.Open(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	z, err := gzip.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := io.ReadAll(z)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := gunzip(t, file)
 	var trace struct {
 		TraceEvents []struct {
 			Ph, Name, Cat string
@@ -105,17 +93,8 @@ func TestTraceCommand(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := os.Open(packed)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	z, err := gzip.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if unpacked, err := io.ReadAll(z); err != nil || string(unpacked) != string(text) {
-		t.Errorf("%v: compressed and plain differ: %d and %d bytes", err, len(unpacked), len(text))
+	if unpacked := gunzip(t, packed); string(unpacked) != string(text) {
+		t.Errorf("compressed and plain differ: %d and %d bytes", len(unpacked), len(text))
 	}
 	timelinetest.Sound(t, plain)
 }
@@ -159,4 +138,22 @@ func TestTraceRefuses(t *testing.T) {
 	if err != nil || len(left) > 0 {
 		t.Errorf("%v: %q is left", err, left)
 	}
+}
+
+func gunzip(t *testing.T, file string) []byte {
+	t.Helper()
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(z)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
 }

@@ -55,9 +55,7 @@ func verifyCommand(known registry) *cli.Command {
 		}
 	}
 	flags = append(flags, weightFlags()...)
-	flags = append(flags,
-		&cli.StringFlag{Name: "format", Category: flagsOutput, Value: "terminal", Usage: "`FORMAT`: terminal, json"},
-		&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Category: flagsOutput, Usage: "go on where nativebench would stop at an estimate: memory that may not suffice"})
+	flags = append(flags, answerFlags()...)
 	return &cli.Command{
 		Name:  "verify",
 		Usage: "check that backends run the same model: same prompt tokens, same greedy answers",
