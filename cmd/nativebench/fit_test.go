@@ -203,8 +203,8 @@ func TestWhatDoesNotFitIsNamed(t *testing.T) {
 		{"two GPUs have room together", nil, 1 << 30, []int64{3 << 29, 3 << 29}, nil},
 		{
 			"GPU", nil, 64 << 30,
-			[]int64{7 << 28},
-			[]string{"it needs about 1.8 GiB of GPU memory (weights 1.0 GiB, KV cache 256 MiB = 8 slots × 1024 tokens × 32 KiB, buffers ", "but 1.8 GiB is free; what would fit: --concurrency up to "},
+			[]int64{31 << 26},
+			[]string{"it needs about 2.0 GiB of GPU memory (weights 1.0 GiB, KV cache 256 MiB = 8 slots × 1024 tokens × 32 KiB, buffers ", "but 1.9 GiB is free; what would fit: --concurrency up to "},
 		},
 		{"layers left on the CPU", func(s *setup) { s.engine.GPULayers = 4 }, 64 << 30, []int64{7 << 28}, nil},
 		{"a GPU that is not used", func(s *setup) { s.engine.GPULayers = 0 }, 64 << 30, []int64{1 << 20}, nil},
