@@ -195,7 +195,7 @@ nb_status nb_vocab_piece(nb_vocab *v, int32_t id, char *buf, int32_t cap, int32_
 }
 
 // Laid down once more in native/library.go: both sides see a change of a struct.
-static_assert(sizeof(nb_params) == 64 && sizeof(nb_info) == 736 && sizeof(nb_memory) == 88 && sizeof(nb_request) == 48 &&
+static_assert(sizeof(nb_params) == 64 && sizeof(nb_info) == 752 && sizeof(nb_memory) == 88 && sizeof(nb_request) == 48 &&
                   sizeof(nb_token) == 16 && sizeof(nb_result) == 104 && sizeof(nb_progress) == 8 && sizeof(nb_stamps) == 48 &&
                   sizeof(nb_op) == 216 && sizeof(nb_ops) == 216,
               "nb.h changed: raise NB_ABI, then correct these sizes here and in native/library.go");

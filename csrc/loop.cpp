@@ -278,15 +278,15 @@ void Loop::logits(int32_t slot, const int32_t *tokens, int32_t n, int32_t last, 
 
 void Loop::cancel(int32_t slot) { at(slot).cancel.store(true, std::memory_order_relaxed); }
 
-// run is the loop's thread: take in new requests, one decode step for all slots
-// that generate, one chunk of prompts; again. The two are batches of their own:
+// run is the loop's thread: take in new requests, one chunk of prompts, one decode
+// step for all slots that generate; again. The two are batches of their own:
 // sequences keep separate KV streams, for which llama.cpp would split a mixed
 // batch into the same two computations anyway, and a step's time then belongs
 // to one phase alone.
 void Loop::run() {
     while (admit()) {
-        step(false);
         step(true);
+        step(false);
     }
     for (Slot *s : active_) finish(*s, NB_FINISH_CANCELLED);
     for (Slot *s : queued_) finish(*s, NB_FINISH_CANCELLED);

@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define NB_ABI 5
+#define NB_ABI 6
 
 typedef int32_t nb_status;
 enum {
@@ -81,9 +81,12 @@ typedef struct {
     int32_t n_ubatch;
     int32_t n_threads;
     int32_t n_threads_batch;
-    int32_t flash_attn;    // NB_FA_*, as asked
-    int32_t add_bos;       // tokenizing a prompt adds one BOS
-    int64_t load_ns;       // time of open
+    int32_t flash_attn; // NB_FA_*, as asked
+    int32_t add_bos;    // tokenizing a prompt adds one BOS
+    int64_t load_ns;    // time of open
+    // Where tokens are chosen on the device, since open: passes over the weights,
+    // and rows computed in them for nobody, so that they are fewer.
+    int64_t n_passes, n_filled;
     char    desc[128];     // "gpt2 0.1B F16"
     char    ftype[64];     // "F16"
     char    arch[32];      // "gpt2"

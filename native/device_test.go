@@ -112,3 +112,85 @@ func TestLogitsFromTheDevice(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// Prompts of unlike lengths beside each other, slots that fall empty between
+// others, and one that holds no token more than it needs: passes are filled with
+// rows for nobody, and no answer changes by them.
+func TestFilledPassesChangeNoAnswer(t *testing.T) {
+	const context64 = 64
+	open := func(where string) *Engine {
+		e, err := Open(context.Background(), Config{ModelPath: tiny(t), Slots: 5, Context: context64, PrefillChunk: 256, Sampling: where}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { e.Close() })
+		return e
+	}
+	host, device := open("host"), open("device")
+	prompts := []string{"Once upon a time", "a", "The quick brown fox jumps over the lazy dog and goes on", "b c", "There was"}
+	lengths := []int{40, 3, 30, 2, 40}
+	type answer struct{ prompt, tokens []int32 }
+	const rounds = 4 // of each session; a slot is empty between two
+	answers := make([][]answer, len(prompts))
+	var wg sync.WaitGroup
+	for i := range prompts {
+		ids, err := device.Tokenize(prompts[i])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			lengths[i] = context64 - len(ids) // to the last token of its slot
+		}
+		s, err := device.NewSession(bench.Limits{OutputTokens: lengths[i]})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		wg.Go(func() {
+			for range rounds {
+				req := &bench.Request{Prompt: prompts[i], Stream: true, Sampling: bench.Sampling{TopP: 1, MaxTokens: lengths[i], IgnoreEOS: true}}
+				if err := s.Prepare(req); err != nil {
+					t.Error(err)
+					return
+				}
+				tr := &bench.Trace{}
+				if err := s.Generate(context.Background(), tr); err != nil {
+					t.Error(err)
+					return
+				}
+				answers[i] = append(answers[i], answer{ids, tr.Tokens})
+			}
+		})
+	}
+	wg.Wait()
+	passes, filled := device.Passes()
+	if passes == 0 || filled == 0 {
+		t.Errorf("%d passes with %d rows filled: nothing was put to the test", passes, filled)
+	}
+	for i, all := range answers {
+		if len(all) != rounds {
+			t.Fatalf("slot %d answered %d of %d requests", i, len(all), rounds)
+		}
+		for _, a := range all {
+			if len(a.tokens) != lengths[i] {
+				t.Fatalf("slot %d: %d tokens, want %d", i, len(a.tokens), lengths[i])
+			}
+			// Greedy: each token is the likeliest after those before it, or as good as
+			// that: sums over batches of other shapes round otherwise.
+			ids := append(append([]int32(nil), a.prompt...), a.tokens[:len(a.tokens)-1]...)
+			rows, err := host.Logits(ids, len(a.tokens))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for k, row := range rows {
+				best := row[0]
+				for _, x := range row {
+					best = max(best, x)
+				}
+				if got := row[a.tokens[k]]; float64(best-got) > 1e-2*math.Max(1, math.Abs(float64(best))) {
+					t.Fatalf("slot %d: token %d has logit %g, the best is %g", i, k, got, best)
+				}
+			}
+		}
+	}
+}

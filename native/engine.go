@@ -193,6 +193,20 @@ func (e *Engine) describe(cfg Config) error {
 // Info describes the engine, its model and its memory.
 func (e *Engine) Info() bench.Info { return e.info }
 
+// Passes tells how often the engine has read all weights for its batches since it
+// was opened, and how many rows it computed in those passes for nobody, so that
+// they are fewer (decision 0014). Both are 0 where tokens are chosen on the host:
+// llama.cpp then divides the batches itself. Any goroutine may call it.
+func (e *Engine) Passes() (passes, filled int64) {
+	msg := newMessage()
+	defer msg.free()
+	var in C.nb_info
+	if C.api_info(e.lib.api, e.handle, &in, msg.buf, errLen) != C.NB_OK {
+		return 0, 0
+	}
+	return int64(in.n_passes), int64(in.n_filled)
+}
+
 // Vocab opens the vocabulary of the engine's model.
 func (e *Engine) Vocab() (*Vocab, error) { return OpenVocab(e.dir, e.info.Weights) }
 

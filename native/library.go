@@ -23,7 +23,7 @@ import (
 // a compile error here, or a refusal when the library is opened.
 var (
 	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_params{})-64]
-	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_info{})-736]
+	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_info{})-752]
 	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_memory{})-88]
 	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_request{})-48]
 	_ = [1]struct{}{}[unsafe.Sizeof(C.nb_token{})-16]
@@ -64,7 +64,7 @@ func load(dir string) (library, error) {
 	if api == nil {
 		return library{}, fmt.Errorf("native: cannot open %s: %s", path, msg)
 	}
-	want := [10]C.uint32_t{64, 736, 88, 48, 16, 104, 8, 48, 216, 216}
+	want := [10]C.uint32_t{64, 752, 88, 48, 16, 104, 8, 48, 216, 216}
 	for i, size := range want {
 		if api.sizes[i] != size {
 			return library{}, fmt.Errorf("native: %s was built from another nb.h (structure %d has %d bytes, not %d): run `make engine`", path, i, api.sizes[i], size)

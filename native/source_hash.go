@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "72820fbe93d3b0caa1f4e04c2f111f3a105758439570902e8213bc555cc8cd7b"
+const SourceHash = "f9f63946ed7f610e29de979a9ad5449fb7237f844996564bf991c0444f112ba3"

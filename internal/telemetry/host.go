@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 )
 
 // Host watches the machine around the measurement. ours returns the roots of
@@ -18,7 +20,9 @@ import (
 // CPUs) and throttle_events (thermal, a counter), both at every tenth sample and
 // where the machine tells them, and memory_available_bytes (see ReadMemory). Interrupt time is nobody's: our
 // own network traffic makes it too, so it is not counted as load from
-// elsewhere. In a container the CPU counters are those of the whole machine.
+// elsewhere. In a container the CPU counters are those of the whole machine; where
+// this process may use some of its CPUs only (taskset, a control group's cpuset),
+// those of these: what runs on the others is not in the way.
 func Host(ours func() []int) Probe {
 	roots := func() []int {
 		pids := []int{os.Getpid()}
@@ -27,12 +31,23 @@ func Host(ours func() []int) Probe {
 		}
 		return pids
 	}
-	return &hostProbe{tree: tree{roots: roots}}
+	return &hostProbe{tree: tree{roots: roots}, cpus: allowedCPUs()}
+}
+
+// allowedCPUs is nil where this process may use all of the machine's CPUs.
+func allowedCPUs() *unix.CPUSet {
+	var set unix.CPUSet
+	b, err := os.ReadFile(cpuDir + "/online")
+	if err != nil || unix.SchedGetaffinity(0, &set) != nil || set.Count() >= countList(string(b)) {
+		return nil
+	}
+	return &set
 }
 
 type hostProbe struct {
 	file  procFile
 	tree  tree
+	cpus  *unix.CPUSet // nil: all
 	begun bool
 	n     int
 
@@ -84,7 +99,7 @@ func (p *hostProbe) cpu(into map[string]float64) error {
 	if readErr != nil {
 		return errors.Join(err, readErr)
 	}
-	times, readErr := parseCPUTimes(b)
+	times, readErr := parseCPUTimes(b, p.cpus)
 	if readErr != nil {
 		return errors.Join(err, readErr)
 	}

@@ -153,8 +153,8 @@ func parseKB(b []byte, name string) (int64, bool) {
 	return 0, false
 }
 
-// cpuTimes is the first line of /proc/stat (proc_stat(5)), in ticks over all
-// CPUs. Time given to guests is part of user and nice.
+// cpuTimes is a line of /proc/stat (proc_stat(5)), or the sum of several, in
+// ticks. Time given to guests is part of user and nice.
 type cpuTimes struct {
 	work  uint64 // user, nice, system: what processes and kernel threads did
 	irq   uint64 // interrupts, hard and soft
@@ -162,33 +162,51 @@ type cpuTimes struct {
 	steal uint64 // taken by the hypervisor
 }
 
-func parseCPUTimes(b []byte) (cpuTimes, error) {
-	line, _, _ := bytes.Cut(b, []byte("\n"))
-	f := fields{rest: line}
-	if word, _ := f.next(); string(word) != "cpu" {
-		return cpuTimes{}, errors.New("/proc/stat does not begin with cpu")
-	}
-	var num [8]uint64
-	for i := range num {
-		word, ok := f.next()
+// parseCPUTimes reads the times of the CPUs in the set; of all, if it is nil.
+func parseCPUTimes(b []byte, of *unix.CPUSet) (sum cpuTimes, err error) {
+	found := false
+	for line := range bytes.Lines(b) {
+		f := fields{rest: bytes.TrimSuffix(line, []byte("\n"))}
+		word, _ := f.next()
+		number, ok := bytes.CutPrefix(word, []byte("cpu"))
 		if !ok {
-			if i < 4 {
-				return cpuTimes{}, fmt.Errorf("/proc/stat has %d CPU times", i)
+			break
+		}
+		if (of == nil) != (len(number) == 0) {
+			continue
+		}
+		if of != nil {
+			cpu, err := strconv.ParseUint(string(number), 10, 16)
+			if err != nil {
+				return cpuTimes{}, fmt.Errorf("/proc/stat: %.40q is not a CPU", word)
 			}
-			break // kernels before 2.6 had fewer
+			if !of.IsSet(int(cpu)) {
+				continue
+			}
 		}
-		v, err := strconv.ParseUint(string(word), 10, 64)
-		if err != nil || v > 1<<56 {
-			return cpuTimes{}, fmt.Errorf("/proc/stat: %.40q is not a CPU time", word)
+		var num [8]uint64
+		for i := range num {
+			word, ok := f.next()
+			if !ok {
+				if i < 4 {
+					return cpuTimes{}, fmt.Errorf("/proc/stat has %d CPU times", i)
+				}
+				break // kernels before 2.6 had fewer
+			}
+			if num[i], err = strconv.ParseUint(string(word), 10, 64); err != nil || num[i] > 1<<56 {
+				return cpuTimes{}, fmt.Errorf("/proc/stat: %.40q is not a CPU time", word)
+			}
 		}
-		num[i] = v
+		found = true
+		sum.work += num[0] + num[1] + num[2]
+		sum.idle += num[3] + num[4]
+		sum.irq += num[5] + num[6]
+		sum.steal += num[7]
 	}
-	return cpuTimes{
-		work:  num[0] + num[1] + num[2],
-		idle:  num[3] + num[4],
-		irq:   num[5] + num[6],
-		steal: num[7],
-	}, nil
+	if !found {
+		return cpuTimes{}, errors.New("/proc/stat tells no times of the CPUs that this process may use")
+	}
+	return sum, nil
 }
 
 // parseMHz returns the mean of the "cpu MHz" lines of /proc/cpuinfo.

@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -45,14 +47,59 @@ func TestParseStat(t *testing.T) {
 }
 
 func TestParseCPUTimes(t *testing.T) {
-	got, err := parseCPUTimes([]byte(procStatText))
+	got, err := parseCPUTimes([]byte(procStatText), nil)
 	if want := (cpuTimes{work: 150, irq: 13, idle: 4050, steal: 8}); err != nil || got != want {
 		t.Errorf("got %+v, %v, want %+v", got, err, want)
 	}
 	for _, bad := range []string{"", "cpu", "cpu 1 2 3", "cpu0 1 2 3 4", "cpu 1 2 3 x"} {
-		if _, err := parseCPUTimes([]byte(bad)); err == nil {
+		if _, err := parseCPUTimes([]byte(bad), nil); err == nil {
 			t.Errorf("%q was taken", bad)
 		}
+	}
+	var some unix.CPUSet
+	some.Set(1)
+	some.Set(10)
+	const text = "cpu 99 99 99 99\ncpu0 9 9 9 9\ncpu1 1 2 3 4 5 6 7 8 9 9\ncpu2 9 9 9 9\ncpu10 10 20 30 40 50 60 70 80\nintr 5\n"
+	if got, err := parseCPUTimes([]byte(text), &some); err != nil || got != (cpuTimes{work: 66, irq: 143, idle: 99, steal: 88}) {
+		t.Errorf("of some CPUs: %+v, %v", got, err)
+	}
+	some.Zero()
+	some.Set(3)
+	for _, bad := range []string{text, "cpu3 1 2 3", "cpu3 1 2 3 x", "cpux 1 2 3 4"} {
+		if got, err := parseCPUTimes([]byte(bad), &some); err == nil {
+			t.Errorf("%q was taken: %+v", bad, got)
+		}
+	}
+}
+
+// What runs on CPUs that this process may not use is not in its way.
+func TestTheHostIsTheCPUsWeMayUse(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var was, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &was); err != nil {
+		t.Fatal(err)
+	}
+	if was.Count() < 2 {
+		t.Skip("this process has one CPU")
+	}
+	for cpu := 0; one.Count() == 0; cpu++ {
+		if was.IsSet(cpu) {
+			one.Set(cpu)
+		}
+	}
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.SchedSetaffinity(0, &was)
+	pinned := Host(nil).(*hostProbe)
+	if pinned.cpus == nil || *pinned.cpus != one {
+		t.Fatalf("bound to one CPU, it looks at %v", pinned.cpus)
+	}
+	mine := sample(t, pinned)["work_seconds"]
+	all := &hostProbe{tree: pinned.tree}
+	if everything := sample(t, all)["work_seconds"]; mine <= 0 || mine >= everything {
+		t.Errorf("one CPU has done %v s of work, all %v s", mine, everything)
 	}
 }
 
@@ -177,7 +224,7 @@ func FuzzProcFiles(f *testing.F) {
 		if m, err := parseMeminfo(b); err == nil && (m.AvailableBytes < 0 || m.AvailableBytes > m.TotalBytes || m.SwapUsedBytes < 0) {
 			t.Errorf("memory %+v", m)
 		}
-		if c, err := parseCPUTimes(b); err == nil && c.work > 1<<60 {
+		if c, err := parseCPUTimes(b, nil); err == nil && c.work > 1<<60 {
 			t.Errorf("times %+v", c)
 		}
 		if v, ok := parseMHz(b); ok && !(v > 0) {
