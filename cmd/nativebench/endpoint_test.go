@@ -363,6 +363,83 @@ func TestPythonEnvironment(t *testing.T) {
 	}
 }
 
+// A server at an endpoint that dies within a cell leaves no cell that is done,
+// whether its port is closed then or something still answers there in its place.
+// One that fails requests and lives does.
+func TestEndpointThatDies(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		dies func(srv *httptest.Server, w http.ResponseWriter)
+		dead bool // for good
+		want string
+	}{
+		{"its port is closed", func(srv *httptest.Server, w http.ResponseWriter) {
+			srv.Listener.Close()
+			hangUp(w)
+		}, true, "FAILED the server is gone: nobody listened any more when 1 of 4 requests had been answered: "},
+		{
+			"its container is gone", func(_ *httptest.Server, w http.ResponseWriter) { hangUp(w) }, true,
+			"FAILED the server is gone: after the cell it made no token any more; 1 of 4 requests had been answered; ",
+		},
+		{
+			"its proxy answers", func(_ *httptest.Server, w http.ResponseWriter) { http.Error(w, "no upstream", http.StatusBadGateway) }, true,
+			"FAILED the server is gone: after the cell it made no token any more; 1 of 4 requests had been answered; ",
+		},
+		{
+			"it lives", func(_ *httptest.Server, w http.ResponseWriter) {
+				http.Error(w, "a fault", http.StatusInternalServerError)
+			}, false,
+			"4 requests, 3 FAILED",
+		},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			alive := openAIHandler("", func(map[string]any) {})
+			var asked atomic.Int32
+			var srv *httptest.Server
+			srv = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				n := asked.Load()
+				if r.Method == http.MethodPost {
+					n = asked.Add(1)
+				}
+				// One to see that it makes tokens, one to warm up, one that counts.
+				if n > 3 && (tc.dead || n <= 6) && (tc.dead || r.Method == http.MethodPost) {
+					tc.dies(srv, w)
+					return
+				}
+				alive.ServeHTTP(w, r)
+			}))
+			defer srv.Close()
+			out := filepath.Join(t.TempDir(), "run")
+			code, _, stderr := invoke(t, small("openai", out, "--endpoint", "openai="+srv.URL, "--mode", "sync")...)
+			if code != exitCellsFailed || !strings.Contains(stderr, tc.want) {
+				t.Errorf("status %d: %s\nwant %q", code, stderr, tc.want)
+			}
+			run := readRun(t, out)
+			c := run.Cells()[0]
+			if done := c.Done(); done == tc.dead || done == slices.Contains(run.Remaining(), c.ID) {
+				t.Errorf("%s, to be done again: %v", c.State, run.Remaining())
+			}
+			_, stdout, _ := invoke(t, "report", out)
+			plain := strings.Join(strings.Fields(stdout), " ")
+			if said := strings.Contains(plain, "0 of 1 done, 1 failed"); said != tc.dead {
+				t.Errorf("the report: %s", stdout)
+			}
+			if tc.dead && !strings.Contains(plain, "failed: the server is gone: ") {
+				t.Errorf("the report: %s", stdout)
+			}
+		})
+	}
+}
+
+// hangUp ends a connection without an answer.
+func hangUp(w http.ResponseWriter) {
+	conn, _, err := w.(http.Hijacker).Hijack()
+	if err != nil {
+		panic(err)
+	}
+	conn.Close()
+}
+
 // Runs that begin in the same second get directories of their own.
 func TestDefaultNameIsFree(t *testing.T) {
 	t.Chdir(t.TempDir())

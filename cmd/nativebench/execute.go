@@ -261,6 +261,12 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 	if gone := seat.ended(failed > 0); gone != "" {
 		x.serverDied(&ev, seat, gone, failed)
 	}
+	if ev.State == results.CellDone && failed > 0 {
+		if gone := seat.silent(x.stop.ctx); gone != nil {
+			ev.State, ev.Class = results.CellFailed, classOf(gone)
+			ev.Reason = fmt.Sprintf("the server is gone: after the cell it made no token any more; %d of %d requests had been answered; %s", x.show.requests()-failed, x.show.planned(), oneLine(gone))
+		}
+	}
 	if err := firstError(err, keepErr); err != nil {
 		return err
 	}
@@ -332,7 +338,7 @@ func (x *execution) drainFor(seat *keptSeat) (drain <-chan struct{}, release fun
 // make a whole cell.
 func (x *execution) serverDied(ev *results.CellEvent, seat *keptSeat, gone string, failedRequests int) {
 	said := ""
-	if ev.State == results.CellFailed {
+	if ev.State == results.CellFailed && ev.Class != string(bench.Connect) { // what else, when nobody listens
 		said = "; " + ev.Reason
 	}
 	ev.State, ev.Class = results.CellFailed, string(bench.Crash)

@@ -86,8 +86,11 @@ type seat struct {
 	died    <-chan struct{} // closed when it ended
 	exit    func() string   // how it ended; may be nil
 	lastLog func(n int) []string
-	stop    func(context.Context) error
-	metrics telemetry.Probe // what the server says of itself
+	// generates is an error where a server that nativebench did not start, and
+	// which has no died, makes no token any more.
+	generates func(context.Context) error
+	stop      func(context.Context) error
+	metrics   telemetry.Probe // what the server says of itself
 
 	kvPool    int  // tokens that its KV cache was started with; 0: not known
 	kvElement int  // bytes of an element in it; 0: not known

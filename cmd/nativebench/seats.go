@@ -132,6 +132,33 @@ func (k *keptSeat) ended(failures bool) string {
 	return k.gone()
 }
 
+// silentLimit bounds asking a server whether it is still there.
+const silentLimit = 30 * time.Second
+
+// silent is why a server at an endpoint makes no token any more, after requests
+// failed. One that answers is asked thrice, since a request may fail at any
+// server. nil: it makes one, or that cannot be told: it is busy, slow or not asked.
+func (k *keptSeat) silent(ctx context.Context) (err error) {
+	if k.generates == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, silentLimit)
+	defer cancel()
+	for range 3 {
+		err = k.generates(ctx)
+		switch bench.ClassOf(err) {
+		case bench.OK, bench.Busy, bench.Timeout, bench.Cancelled:
+			return nil
+		case bench.Connect:
+			return err
+		}
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
 // drop stops a server. One that could not be stopped keeps its seat, so that it
 // is tried again and nothing is started beside it.
 func (s *seats) drop(ctx context.Context, name string) error {

@@ -124,6 +124,10 @@ func attach(ctx context.Context, row httpbackends.Server, p place) (*seat, error
 		spec:    spec,
 		entry:   results.Backend{Info: info, Endpoint: p.endpoint},
 		metrics: metrics,
+		generates: func(ctx context.Context) error {
+			_, err := oneToken(ctx, spec.config(row))
+			return err
+		},
 	}
 	at.find(row)
 	return at, nil

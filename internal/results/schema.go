@@ -224,7 +224,7 @@ type CellState string
 const (
 	CellStarted     CellState = "started"
 	CellDone        CellState = "done"        // ran to its end; its requests may still have failed
-	CellFailed      CellState = "failed"      // could not run or died; Reason says why
+	CellFailed      CellState = "failed"      // could not run, or it or its server died; Reason says why
 	CellInterrupted CellState = "interrupted" // stopped by the user
 )
 

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/nativebench/nativebench/internal/bench"
@@ -47,7 +48,9 @@ const (
 // ended.
 //
 // A failed request is recorded and the loop goes on, except when the first
-// five requests all failed in one class. Closing drain lets the requests in
+// five requests all failed in one class, and when nobody listened for a measured
+// one: the server that was warm is gone, and the cell has failed, though another
+// may come in its place. Closing drain lets the requests in
 // flight end and sends no more; ctx ends them at their next token. A deadline
 // on ctx is the cell's time limit.
 //
@@ -165,7 +168,9 @@ type cell struct {
 	seen     int64       // records, warm-up included
 	measured int64       // measured requests that were not cut off
 	failed   int64       // of seen
+	answered int64       // of measured
 	unheard  int64       // of measured: nobody was there to connect to
+	gone     string      // of the first measured request for which nobody listened: after how many answers, its error
 	class    bench.Class // of the first record
 	message  string
 	givenUp  bool
@@ -186,6 +191,7 @@ type slot struct {
 	trace *bench.Trace
 	rec   results.Record
 	cut   bool // ended by the stop or the time limit of the cell
+	gone  bool // nobody listened
 }
 
 func newWorker(id int, s bench.Session, c plan.Cell) *worker {
@@ -261,6 +267,7 @@ func (c *cell) request(ctx context.Context, w *worker, i int, p Prompt) {
 		err = c.send(ctx, w, s.trace)
 	}
 	s.cut = s.cut || err != nil && ctx.Err() != nil
+	s.gone = errors.Is(err, syscall.ECONNREFUSED)
 	if err != nil {
 		s.rec.Class, s.rec.Error = bench.ClassOf(err), err.Error()
 		if n := s.rec.Retries; n > 0 {
@@ -410,6 +417,13 @@ func (c *cell) note(s *slot) {
 	if !s.cut {
 		c.measured++
 	}
+	if r.Class == bench.OK {
+		c.answered++
+	}
+	if s.gone && c.gone == "" {
+		c.gone = fmt.Sprintf("%d of %d requests had been answered: %s", c.answered, c.total, r.Error)
+		c.halt.Store(true)
+	}
 	if r.Class == bench.Connect {
 		if c.unheard++; c.unheard == c.measured {
 			c.message = r.Error
@@ -438,6 +452,8 @@ func (c *cell) judge(ctx context.Context, ev *results.CellEvent) {
 		ev.Class, ev.Reason = string(bench.Internal), fmt.Sprintf("records could not be kept: %v; %s", c.sinkErr, progress)
 	case c.givenUp:
 		ev.Class, ev.Reason = string(c.class), fmt.Sprintf("given up: the first %d requests all failed alike: %s", sameFailures, c.message)
+	case c.gone != "":
+		ev.Class, ev.Reason = string(bench.Connect), "the server is gone: nobody listened any more when "+c.gone
 	case c.measured >= c.total && c.total > 0 && c.unheard == c.measured:
 		// The server went during the warm-up: nothing was measured, a resumed run
 		// is to do it again.

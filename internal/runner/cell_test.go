@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -204,6 +207,55 @@ func TestNobodyThereAfterTheWarmup(t *testing.T) {
 	k = keeper{}
 	if ev := RunCell(context.Background(), nil, testJob(10, 1, 1), benchtest.NewFake(benchtest.FakeConfig{Fail: fail}), k.keep); ev.State != results.CellDone {
 		t.Errorf("one was answered: %s, %q", ev.State, ev.Reason)
+	}
+}
+
+// deserted refuses connections to its calls from, from the nth on to before the
+// back-th, as a server does that ended and was started again.
+type deserted struct {
+	bench.Backend
+	from, back int
+	calls      atomic.Int64
+}
+
+func (d *deserted) NewSession(l bench.Limits) (bench.Session, error) {
+	s, err := d.Backend.NewSession(l)
+	return desertedSession{s, d}, err
+}
+
+type desertedSession struct {
+	bench.Session
+	d *deserted
+}
+
+func (s desertedSession) Prepare(req *bench.Request) error {
+	if n := int(s.d.calls.Add(1)); n >= s.d.from && n < s.d.back {
+		return bench.Fail(bench.Connect, "is it running there? %w", &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)})
+	}
+	return s.Session.Prepare(req)
+}
+
+// A server that is gone leaves no cell that is done, however much it answered
+// before, and also when another one came in its place.
+func TestServerGoneAmidTheCell(t *testing.T) {
+	for _, tc := range []struct {
+		name       string
+		from, back int
+		answered   int
+	}{
+		{"after the first answer", 3, 1000, 1},
+		{"before the last request", 11, 1000, 9},
+		{"for one request", 5, 6, 3},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var k keeper
+			b := &deserted{Backend: benchtest.NewFake(benchtest.FakeConfig{Virtual: true}), from: tc.from, back: tc.back}
+			ev := RunCell(context.Background(), nil, testJob(10, 1, 1), b, k.keep)
+			want := fmt.Sprintf("the server is gone: nobody listened any more when %d of 10 requests had been answered: is it running there?", tc.answered)
+			if ev.State != results.CellFailed || ev.Class != string(bench.Connect) || !strings.HasPrefix(ev.Reason, want) {
+				t.Errorf("%s, class %q, reason %q; want %q", ev.State, ev.Class, ev.Reason, want)
+			}
+		})
 	}
 }
 
