@@ -180,7 +180,8 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 	if job.Profile {
 		warnings = append(warnings, "profiled under "+x.plan.Profile+": not a measurement")
 	}
-	warnings = append(warnings, x.waitIdle()...)
+	shared, hot := x.waitIdle()
+	warnings = append(warnings, hot...)
 	gpus, held, noGPU := x.gpus.watched(seat)
 
 	var watch *runner.Watcher
@@ -241,20 +242,15 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 	}
 	ev, err := runner.Supervise(x.stop.ctx, drain, child)
 	ev.Warnings = append(warnings, ev.Warnings...)
+	ev.Warn(results.DoubtBusy, shared...)
 	if watch != nil {
-		use, busy, watchErr := watch.Stop(ev.WindowNS, x.machine.Cores, seat.hidden)
-		ev.Host = use
-		ev.Warnings = append(ev.Warnings, busy...)
+		keepErr = firstError(keepErr, watch.Stop(&ev, x.machine.Cores, seat.hidden))
 		if ev.State != results.CellDone {
 			client.OutputTokens = -1 // the server may have made more
 		}
-		said, remarks := watch.Server(ev.WindowNS, client)
-		ev.Server = said
+		watch.Server(&ev, client)
 		x.noteCache(ev.Server, c.Model, seat)
-		ev.Warnings = append(ev.Warnings, remarks...)
-		keepErr = firstError(keepErr, watchErr)
-		ev.GPU, remarks = watch.GPUs(ev.WindowNS)
-		ev.Warnings = append(ev.Warnings, remarks...)
+		watch.GPUs(&ev)
 	}
 	ev.GPUMissing = noGPU
 	ev.Warnings = append(ev.Warnings, x.gpus.released(held, ev.GPU)...)

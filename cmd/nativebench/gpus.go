@@ -192,10 +192,11 @@ const (
 	idleWaitAgain = 2 * time.Second
 )
 
-// waitIdle waits until the GPUs are idle and cool.
-func (x *execution) waitIdle() []string {
+// waitIdle waits until the GPUs are idle and cool; the warnings say which are
+// busy with other work, and which hot, all the same.
+func (x *execution) waitIdle() (shared, hot []string) {
 	if len(x.gpus.used) == 0 {
-		return nil
+		return nil, nil
 	}
 	x.show.phase("waiting for the GPU to be idle and cool")
 	ctx, cancel := x.stop.either()
@@ -204,9 +205,9 @@ func (x *execution) waitIdle() []string {
 	if x.restless {
 		limit = idleWaitAgain
 	}
-	warnings := x.gpus.lib.WaitIdle(ctx, x.gpus.used, limit)
-	x.restless = len(warnings) > 0
-	return warnings
+	shared, hot = x.gpus.lib.WaitIdle(ctx, x.gpus.used, limit)
+	x.restless = len(shared)+len(hot) > 0
+	return shared, hot
 }
 
 // watched are the GPUs to be watched while the seat is measured. held is what is

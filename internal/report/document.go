@@ -210,8 +210,8 @@ func cellOf(c results.CellResult) measure.Cell {
 		m.Requests = append(m.Requests, measure.Request{Trace: &r.Trace, Index: r.Index, Worker: r.Worker, Class: r.Class, Error: r.Error, Retries: r.Retries})
 	}
 	if e := c.Event; e != nil {
-		m.Busy = slices.ContainsFunc(e.Warnings, func(w string) bool { return strings.HasPrefix(w, "busy machine") || strings.HasPrefix(w, "shared GPU") })
-		m.CacheHits = slices.ContainsFunc(e.Warnings, func(w string) bool { return strings.Contains(w, "prompt tokens came from the server's prefix cache") })
+		m.Busy = slices.Contains(e.Doubts, results.DoubtBusy)
+		m.CacheHits = slices.Contains(e.Doubts, results.DoubtCacheHits)
 		m.Window, m.LoadNS, m.FirstConnNS = e.WindowNS, e.LoadNS, e.FirstConnNS
 		m.GPU, m.GPUMissing = gpuOf(e), e.GPUMissing
 		if e.Host != nil {

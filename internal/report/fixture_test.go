@@ -76,7 +76,7 @@ type cellSpec struct {
 	maxTokens           int
 	state               results.CellState
 	reason              string
-	warnings            []string
+	busy                []string                // warnings
 	change              func(r *results.Record) // of each record, after it was made
 	keep                int                     // records that were written; 0: all
 }
@@ -116,7 +116,8 @@ func (f *fixture) add(c cellSpec) {
 		window[1] = max(window[1], r.End)
 	}
 	f.now = window[1] + 100*ms
-	end := results.CellEvent{Cell: cell.ID, Attempt: 1, State: results.CellDone, Warnings: c.warnings}
+	end := results.CellEvent{Cell: cell.ID, Attempt: 1, State: results.CellDone}
+	end.Warn(results.DoubtBusy, c.busy...)
 	if c.state != "" {
 		end.State, end.Reason = c.state, c.reason
 	}
@@ -213,7 +214,7 @@ func fullFixture() *results.Run {
 					b := backends[(k+repeat)%2]
 					s := cellSpec{task: "chat", mode: mode, backend: b, concurrency: c, repeat: repeat, requests: 12, expect: [2]int{20, 100}, maxTokens: 40}
 					if b == "llama-server" && mode == "stream" && c == 4 {
-						s.warnings = []string{fmt.Sprintf("busy machine: other processes kept %.2f of 2 cores busy; numbers are slower and vary more than on a quiet one", 0.3+0.1*float64(repeat))}
+						s.busy = []string{fmt.Sprintf("busy machine: other processes kept %.2f of 2 cores busy; numbers are slower and vary more than on a quiet one", 0.3+0.1*float64(repeat))}
 						s.change = func(r *results.Record) {
 							if r.Index == 5 {
 								r.Class, r.Error = bench.Timeout, "llama-server: no answer within 2m0s: raise --request-timeout"

@@ -216,7 +216,7 @@ func TestClaimsOnABusyMachine(t *testing.T) {
 		for _, c := range []int{1, 8} {
 			spec := cellSpec{task: "chat", mode: "stream", backend: "vllm", concurrency: c, repeat: repeat, requests: 16, maxTokens: 30}
 			if c == 8 {
-				spec.warnings = []string{"busy machine: other programs used 1.9 of its 2 cores meanwhile"}
+				spec.busy = []string{"busy machine: other programs used 1.9 of its 2 cores meanwhile"}
 			}
 			f.add(spec)
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -269,5 +270,22 @@ func TestManyWritersAtOnceMakeWholeLines(t *testing.T) {
 	run := read(t, w.Dir())
 	if len(run.Records) != workers*each || len(run.Events) != 20 || len(run.Damage) > 0 {
 		t.Errorf("%d records, %d events, damage %q", len(run.Records), len(run.Events), run.Damage)
+	}
+}
+
+// What directories say in words only that are older than the field is found; a
+// newer one is taken at its word, whatever the wording.
+func TestDoubtsOfOldDirectories(t *testing.T) {
+	for line, want := range map[string][]Doubt{
+		`"warnings":["throttled GPU: gpu0's clocks were held down","busy machine: other programs used 1.9 of its 2 cores meanwhile","shared GPU: 9 MiB of gpu0"]`:               {DoubtBusy},
+		`"warnings":["shared GPU: other processes (2 at once) held up to 9 MiB of gpu0 meanwhile","42 prompt tokens came from the server's prefix cache, which should be off"]`: {DoubtBusy, DoubtCacheHits},
+		`"warnings":["a token was late"]`:                              nil,
+		`"warnings":["said in other words"],"doubts":["prefix_cache"]`: {DoubtCacheHits},
+		`"state":"done"`: nil,
+	} {
+		e, err := decodeEvent([]byte(`{"cell":"x","attempt":1,"state":"done",` + line + `}`))
+		if err != nil || !slices.Equal(e.Doubts, want) {
+			t.Errorf("%s: %q, %v; want %q", line, e.Doubts, err, want)
+		}
 	}
 }

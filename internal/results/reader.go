@@ -306,6 +306,9 @@ func decodeEvent(line []byte) (CellEvent, error) {
 	if err := json.Unmarshal(line, &e); err != nil {
 		return e, fmt.Errorf("not a cell event: %w", err)
 	}
+	if e.Doubts == nil {
+		e.Doubts = doubtsOf(e.Warnings)
+	}
 	return e, e.check()
 }
 

@@ -79,6 +79,7 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 			Cell: id, Attempt: 1, State: CellDone, T: 20, LoadNS: 5, WindowNS: [2]int64{11, 19},
 			Memory: []bench.MemoryPart{{Device: "CPU", Part: "weights", Bytes: 1 << 40}},
 			Host:   &HostUse{Samples: 3, PeakRSS: 1 << 33, PeakPSS: -1, CPUSeconds: 1.25, OtherCores: 0.5, MeanMHz: -1},
+			Doubts: []Doubt{DoubtBusy},
 		},
 	}
 	records := []Record{*sampleRecord(id, 1, -1), *sampleRecord(id, 1, 0), *failedRecord(id, 1, 1)}

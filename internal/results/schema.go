@@ -11,6 +11,8 @@
 package results
 
 import (
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/nativebench/nativebench/internal/bench"
@@ -251,6 +253,40 @@ type CellEvent struct {
 	GPU         []GPUUse           `json:"gpu,omitempty"`         // one for each GPU that the run may use
 	GPUMissing  string             `json:"gpu_missing,omitempty"` // why there is none: "not available: …"
 	Warnings    []string           `json:"warnings,omitempty"`    // cell-wide, for people
+	// Doubts are what of the warnings keeps numbers from a verdict. A reader
+	// finds them in the texts of directories that are older than the field.
+	Doubts []Doubt `json:"doubts,omitempty"`
+}
+
+// Doubt is why the numbers of a cell are not to be judged.
+type Doubt string
+
+const (
+	DoubtBusy      Doubt = "busy"         // other work used the machine, or a GPU
+	DoubtCacheHits Doubt = "prefix_cache" // prompt tokens came from a prefix cache that should be off
+)
+
+// Warn adds warnings, all of which give rise to the doubt.
+func (e *CellEvent) Warn(d Doubt, texts ...string) {
+	e.Warnings = append(e.Warnings, texts...)
+	if len(texts) > 0 && !slices.Contains(e.Doubts, d) {
+		e.Doubts = append(e.Doubts, d)
+	}
+}
+
+// doubtsOf are the doubts in warnings as they were written before events had
+// them by themselves.
+func doubtsOf(warnings []string) (doubts []Doubt) {
+	var e CellEvent
+	for _, w := range warnings {
+		switch {
+		case strings.HasPrefix(w, "busy machine"), strings.HasPrefix(w, "shared GPU"):
+			e.Warn(DoubtBusy, w)
+		case strings.Contains(w, "prompt tokens came from the server's prefix cache"):
+			e.Warn(DoubtCacheHits, w)
+		}
+	}
+	return e.Doubts
 }
 
 // HostUse sums the host telemetry of a cell's window. -1: not known.

@@ -131,17 +131,17 @@ func (w *gpuWatch) hold(mark string) {
 	}
 }
 
-// GPUs sums what was seen of each GPU over the window, after Stop. The warnings
-// are what a reader of the cell's numbers must know.
-func (w *Watcher) GPUs(window [2]int64) (all []results.GPUUse, warnings []string) {
+// GPUs sums what was seen of each GPU over the window into the event, after Stop.
+// The warnings are what a reader of the cell's numbers must know.
+func (w *Watcher) GPUs(ev *results.CellEvent) {
 	if w.gpu == nil {
-		return nil, nil
+		return
 	}
 	for _, e := range w.gpu.errors {
-		warnings = append(warnings, "telemetry: "+e)
+		ev.Warnings = append(ev.Warnings, "telemetry: "+e)
 	}
-	if window[1] <= window[0] {
-		return nil, warnings
+	if ev.WindowNS[1] <= ev.WindowNS[0] {
+		return
 	}
 	for _, g := range w.gpu.gpus {
 		ask := g.Asked
@@ -150,11 +150,10 @@ func (w *Watcher) GPUs(window [2]int64) (all []results.GPUUse, warnings []string
 			maps.Copy(ask.Missing, p.Missing())
 			maps.Copy(ask.CallSeconds, p.CallSeconds())
 		}
-		use := results.GPUUse(w.gpu.log.GPU(window, ask))
-		all = append(all, use)
-		warnings = append(warnings, gpuWarnings(&use)...)
+		use := results.GPUUse(w.gpu.log.GPU(ev.WindowNS, ask))
+		ev.GPU = append(ev.GPU, use)
+		warnOfGPU(ev, &use)
 	}
-	return all, warnings
 }
 
 // Shares and sizes from which on a reader is told.
@@ -163,9 +162,9 @@ const (
 	heldBefore     = 1 << 30 // bytes in use by nobody knows whom
 )
 
-func gpuWarnings(u *results.GPUUse) (warnings []string) {
+func warnOfGPU(ev *results.CellEvent, u *results.GPUUse) {
 	if u.OwnPeak == 0 {
-		return nil // not used by this backend: its state says nothing about it
+		return // not used by this backend: its state says nothing about it
 	}
 	var held []string
 	for _, reason := range slices.Sorted(maps.Keys(u.Throttled)) {
@@ -178,16 +177,15 @@ func gpuWarnings(u *results.GPUUse) (warnings []string) {
 		if u.SMMHz > 0 {
 			text += fmt.Sprintf(" (SM clock %.0f MHz on average, %.0f at least)", u.SMMHz, u.SMMinMHz)
 		}
-		warnings = append(warnings, text)
+		ev.Warnings = append(ev.Warnings, text)
 	}
 	switch {
 	case u.ForeignN > 0:
-		warnings = append(warnings, fmt.Sprintf("shared GPU: other processes (%d at once) held up to %d MiB of %s meanwhile", u.ForeignN, u.Foreign>>20, u.Device))
+		ev.Warn(results.DoubtBusy, fmt.Sprintf("shared GPU: other processes (%d at once) held up to %d MiB of %s meanwhile", u.ForeignN, u.Foreign>>20, u.Device))
 	case u.ForeignN < 0 && u.Before > heldBefore:
-		warnings = append(warnings, fmt.Sprintf("shared GPU: %d MiB of %s were in use before the backend was started", u.Before>>20, u.Device))
+		ev.Warn(results.DoubtBusy, fmt.Sprintf("shared GPU: %d MiB of %s were in use before the backend was started", u.Before>>20, u.Device))
 	}
 	if u.PeriodSeconds > gpuLatePeriod.Seconds() {
-		warnings = append(warnings, fmt.Sprintf("memory of %s was read every %.1f ms only (up to %.0f ms apart): a short peak may be missed", u.Device, 1e3*u.PeriodSeconds, 1e3*u.GapSeconds))
+		ev.Warnings = append(ev.Warnings, fmt.Sprintf("memory of %s was read every %.1f ms only (up to %.0f ms apart): a short peak may be missed", u.Device, 1e3*u.PeriodSeconds, 1e3*u.GapSeconds))
 	}
-	return warnings
 }

@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -110,10 +111,12 @@ func TestGPUsAreWatchedBesideTheCell(t *testing.T) {
 	}
 	window[1] = bench.Now()
 	w.Mark()
-	if _, _, err := w.Stop(window, 4, false); err != nil {
+	ev := results.CellEvent{WindowNS: window}
+	if err := w.Stop(&ev, 4, false); err != nil {
 		t.Fatal(err)
 	}
-	uses, warnings := w.GPUs(window)
+	w.GPUs(&ev)
+	uses := ev.GPU
 	if len(uses) != 2 {
 		t.Fatalf("%d GPUs, want 2", len(uses))
 	}
@@ -126,7 +129,10 @@ func TestGPUsAreWatchedBesideTheCell(t *testing.T) {
 			t.Errorf("GPU %d used %v J (by %s), want %v", i, u.EnergyJ, u.EnergySource, want)
 		}
 	}
-	all := strings.Join(warnings, "\n")
+	all := strings.Join(ev.Warnings, "\n")
+	if !slices.Contains(ev.Doubts, results.DoubtBusy) {
+		t.Errorf("doubts %q of a GPU that others use", ev.Doubts)
+	}
 	for _, want := range []string{
 		"throttled GPU: gpu0's clocks were held down: power cap in 100 % of the samples",
 		"shared GPU: other processes (2 at once) held up to 1024 MiB of gpu1 meanwhile",
@@ -144,11 +150,13 @@ func TestGPUsAreWatchedBesideTheCell(t *testing.T) {
 
 func TestAGPUThatIsNotUsedWarnsOfNothing(t *testing.T) {
 	u := results.GPUUse{Device: "gpu1", OwnPeak: 0, ForeignN: 3, Throttled: map[string]float64{"power cap": 1}}
-	if w := gpuWarnings(&u); len(w) != 0 {
-		t.Errorf("%q", w)
+	var ev results.CellEvent
+	if warnOfGPU(&ev, &u); len(ev.Warnings)+len(ev.Doubts) != 0 {
+		t.Errorf("%q, %q", ev.Warnings, ev.Doubts)
 	}
 	u = results.GPUUse{Device: "gpu1", OwnPeak: -1, ForeignN: -1, Before: 5 << 30, PeriodSeconds: 0.02, GapSeconds: 0.3}
-	if w := gpuWarnings(&u); len(w) != 2 || !strings.Contains(w[0], "5120 MiB of gpu1 were in use before") || !strings.Contains(w[1], "every 20.0 ms only (up to 300 ms apart)") {
+	warnOfGPU(&ev, &u)
+	if w := ev.Warnings; len(w) != 2 || !slices.Equal(ev.Doubts, []results.Doubt{results.DoubtBusy}) || !strings.Contains(w[0], "5120 MiB of gpu1 were in use before") || !strings.Contains(w[1], "every 20.0 ms only (up to 300 ms apart)") {
 		t.Errorf("%q", w)
 	}
 }

@@ -75,33 +75,34 @@ func (c *Client) Note(r *results.Record) {
 	}
 }
 
-// Server sums what the server said of itself, after Stop; nil if it said
-// nothing. The warnings are what a reader of the cell's numbers must know.
-func (w *Watcher) Server(window [2]int64, client Client) (*results.ServerUse, []string) {
+// Server sums what the server said of itself into the event, after Stop: nothing
+// if it said nothing. The warnings are what a reader of the cell's numbers must
+// know.
+func (w *Watcher) Server(ev *results.CellEvent, client Client) {
 	if w.server == nil {
-		return nil, nil
+		return
 	}
-	var warnings []string
+	say := func(format string, args ...any) { ev.Warnings = append(ev.Warnings, fmt.Sprintf(format, args...)) }
 	for _, e := range w.server.cost.Errors {
-		warnings = append(warnings, "telemetry: "+e)
+		say("telemetry: %s", e)
 	}
 	log := &w.server.log
-	use := results.ServerUse(log.Server(window, client.WarmupEnd))
-	if use.Scrapes == 0 || window[1] <= window[0] {
-		return nil, warnings
+	use := results.ServerUse(log.Server(ev.WindowNS, client.WarmupEnd))
+	if use.Scrapes == 0 || ev.WindowNS[1] <= ev.WindowNS[0] {
+		return
 	}
+	ev.Server = &use
 	if use.PrefixHits > 0 && !client.PrefixCache {
-		warnings = append(warnings, fmt.Sprintf("%d prompt tokens came from the server's prefix cache, which should be off", use.PrefixHits))
+		ev.Warn(results.DoubtCacheHits, fmt.Sprintf("%d prompt tokens came from the server's prefix cache, which should be off", use.PrefixHits))
 	}
 	if use.Preemptions > 0 {
-		warnings = append(warnings, fmt.Sprintf("the server took the KV cache away from requests at work %d times and had to compute it again: it has too little for this many at once", use.Preemptions))
+		say("the server took the KV cache away from requests at work %d times and had to compute it again: it has too little for this many at once", use.Preemptions)
 	}
 	// Over the whole cell: at its ends the server is idle, so that no request is
 	// counted in part.
 	if rise, last, ok := log.Rise("output_tokens_total", client.FirstStart, client.LastEnd); ok && client.OutputTokens > 0 && countsDiffer(rise, last, float64(client.OutputTokens)) {
-		warnings = append(warnings, fmt.Sprintf("the server counts %.0f output tokens in this cell, its warm-up included, the client %d: somebody else uses it, or the counts differ", rise, client.OutputTokens))
+		say("the server counts %.0f output tokens in this cell, its warm-up included, the client %d: somebody else uses it, or the counts differ", rise, client.OutputTokens)
 	}
-	return &use, warnings
 }
 
 // countsDiffer tells whether the server's count differs from the client's by

@@ -82,8 +82,13 @@ func TestServerWarnings(t *testing.T) {
 				after[k] = v
 			}
 			p.turn(after)
-			_, _, err := w.Stop(window, 2, false)
-			use, warnings := w.Server(window, client)
+			err := w.Stop(&results.CellEvent{WindowNS: window}, 2, false) // other work is no matter here
+			ev := results.CellEvent{WindowNS: window}
+			w.Server(&ev, client)
+			use, warnings := ev.Server, ev.Warnings
+			if doubted := slices.Contains(ev.Doubts, results.DoubtCacheHits); doubted != (tc.name == "cache") {
+				t.Errorf("doubts %q", ev.Doubts)
+			}
 			if err != nil || use == nil || use.Scrapes < 3 {
 				t.Fatalf("%+v, %v", use, err)
 			}
@@ -116,8 +121,10 @@ func TestASlowServerDelaysNoProbe(t *testing.T) {
 	}
 	close(p.hold)
 	window := [2]int64{1, 2}
-	_, _, err := w.Stop(window, 2, false)
-	use, warnings := w.Server(window, Client{})
+	err := w.Stop(&results.CellEvent{WindowNS: window}, 2, false)
+	ev := results.CellEvent{WindowNS: window}
+	w.Server(&ev, Client{})
+	use, warnings := ev.Server, ev.Warnings
 	if err != nil || use != nil || len(warnings) != 1 || !strings.Contains(warnings[0], "server: no whole answer") {
 		t.Errorf("%+v, %q, %v", use, warnings, err)
 	}

@@ -87,12 +87,12 @@ func ask(mark chan<- struct{}) {
 	}
 }
 
-// Stop ends the sampling and sums it over the cell's window; the warnings are
-// what a reader of the cell's numbers must know. cores is how many the machine
-// has; hidden says that the backend may be at work on it in processes that are
-// not known, so that they cannot be told from others. The error is the first one
-// of keep.
-func (w *Watcher) Stop(window [2]int64, cores int, hidden bool) (*results.HostUse, []string, error) {
+// Stop ends the sampling and sums it over the cell's window into the event, with
+// warnings of what a reader of the cell's numbers must know. cores is how many
+// the machine has; hidden says that the backend may be at work on it in processes
+// that are not known, so that they cannot be told from others. The error is the
+// first one of keep.
+func (w *Watcher) Stop(ev *results.CellEvent, cores int, hidden bool) error {
 	w.cancel()
 	<-w.ended
 	if w.server != nil {
@@ -107,21 +107,21 @@ func (w *Watcher) Stop(window [2]int64, cores int, hidden bool) (*results.HostUs
 			w.keepErr = w.gpu.keepErr
 		}
 	}
-	if window[1] <= window[0] {
-		return nil, nil, w.keepErr
+	if ev.WindowNS[1] <= ev.WindowNS[0] {
+		return w.keepErr
 	}
-	use := results.HostUse(w.log.Use(telemetry.BackendSubject, window))
-	var warnings []string
+	use := results.HostUse(w.log.Use(telemetry.BackendSubject, ev.WindowNS))
 	if hidden {
 		use.OtherCores = -1
 	}
 	if busy := busyWarning(use.OtherCores, use.StealCores, cores); busy != "" {
-		warnings = append(warnings, busy)
+		ev.Warn(results.DoubtBusy, busy)
 	}
 	for _, e := range w.cost.Errors {
-		warnings = append(warnings, "telemetry: "+e)
+		ev.Warnings = append(ev.Warnings, "telemetry: "+e)
 	}
-	return &use, warnings, w.keepErr
+	ev.Host = &use
+	return w.keepErr
 }
 
 // busyWarning says that other work ran meanwhile, on this machine or, under a

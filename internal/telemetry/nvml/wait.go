@@ -61,19 +61,19 @@ func (l *Library) waitFree(ctx context.Context, before map[string]int64, limit t
 
 // WaitIdle waits until the devices are idle (a kernel runs in at most 5 % of the
 // time) and cool (20 °C below where they slow themselves down), for at most limit.
-// Warnings say which is not, with the figures. What a device does not
-// tell is not waited for.
-func (l *Library) WaitIdle(ctx context.Context, devices []Device, limit time.Duration) (warnings []string) {
+// Warnings say which is busy with other work and which is hot, with the figures.
+// What a device does not tell is not waited for.
+func (l *Library) WaitIdle(ctx context.Context, devices []Device, limit time.Duration) (shared, hot []string) {
 	began := time.Now()
 	for {
-		warnings = nil
+		shared, hot = nil, nil
 		for _, d := range devices {
 			c, err := l.card(d)
 			if err != nil {
 				continue
 			}
 			if busy, _, err := c.utilization(); err == nil && busy > idleBusy {
-				warnings = append(warnings, fmt.Sprintf("shared GPU: %s was busy %.0f %% of the time before the cell, %.0f s after everything of ours had ended", d.Subject, 100*busy, time.Since(began).Seconds()))
+				shared = append(shared, fmt.Sprintf("shared GPU: %s was busy %.0f %% of the time before the cell, %.0f s after everything of ours had ended", d.Subject, 100*busy, time.Since(began).Seconds()))
 			}
 			if celsius, err := c.temperature(); err == nil {
 				most := coolCelsius
@@ -81,12 +81,12 @@ func (l *Library) WaitIdle(ctx context.Context, devices []Device, limit time.Dur
 					most = slow - coolMargin
 				}
 				if celsius > most {
-					warnings = append(warnings, fmt.Sprintf("hot GPU: %s was at %.0f °C before the cell (it should be at %.0f at most), after %.0f s of waiting", d.Subject, celsius, most, time.Since(began).Seconds()))
+					hot = append(hot, fmt.Sprintf("hot GPU: %s was at %.0f °C before the cell (it should be at %.0f at most), after %.0f s of waiting", d.Subject, celsius, most, time.Since(began).Seconds()))
 				}
 			}
 		}
-		if len(warnings) == 0 || time.Since(began) >= limit || !sleep(ctx, waitStep) {
-			return warnings
+		if len(shared)+len(hot) == 0 || time.Since(began) >= limit || !sleep(ctx, waitStep) {
+			return shared, hot
 		}
 	}
 }
