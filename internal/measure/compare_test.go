@@ -133,7 +133,7 @@ func TestWarnedAnswersAndVerdicts(t *testing.T) {
 			t.Errorf("%s: %+v", name, c)
 		}
 		if notes := Summarize(g).Notes; !slices.ContainsFunc(notes, func(n string) bool {
-			return strings.Contains(n, "of which 6 requests that do not count took a part")
+			return strings.Contains(n, "of which requests that do not count (6 of 72) took a part")
 		}) {
 			t.Errorf("%s: notes %q", name, notes)
 		}

@@ -507,7 +507,12 @@ func notes(g *Group, s *Summary) (notes []string) {
 		say("%d of %d answers: %s", s.Warnings[w], s.OK, text)
 	}
 	if n := s.Requests - g.counted(); n > 0 && n < s.Requests {
-		say("rates and energy are of the whole window, of which %d requests that do not count took a part: rates are lower, and energy per request and token higher, than without them", n)
+		what, then := "rates", "they"
+		energy := ""
+		if s.Get("energy_per_request").Known() {
+			what, then, energy = "rates and energy", "rates", ", and energy per request and token higher,"
+		}
+		say("%s are of the whole window, of which requests that do not count (%d of %d) took a part: %s are lower%s than without them", what, n, s.Requests, then, energy)
 	}
 	if n := s.Counted[bench.CountTokenizer]; n > 0 {
 		say("%d of %d answers: output tokens were counted by a local tokenizer, approximately", n, s.OK)

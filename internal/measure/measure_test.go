@@ -233,6 +233,25 @@ func TestSomeUncountedAnswers(t *testing.T) {
 	}
 }
 
+// Of energy it is said what failed requests do to it only where it was measured.
+func TestSharedWindowIsToldOfWhatWasMeasured(t *testing.T) {
+	for want, gpu := range map[string]GPU{
+		"rates are of the whole window, of which requests that do not count (1 of 2) took a part: they are lower than without them":                                                       {},
+		"rates and energy are of the whole window, of which requests that do not count (1 of 2) took a part: rates are lower, and energy per request and token higher, than without them": {Devices: 1, EnergyJ: 12},
+	} {
+		g := group(Stream, answer(1000, 50, 10, 50), answer(11000, 70, 10, 70))
+		g.Cells[0].Requests[1].Class, g.Cells[0].GPU = bench.Timeout, gpu
+		if s := Summarize(g); !slices.Contains(s.Notes, want) {
+			t.Errorf("%q, want %q", s.Notes, want)
+		}
+	}
+	g := group(Stream, answer(1000, 50, 10, 50), answer(11000, 70, 10, 70))
+	g.Cells[0].Requests[1].Class, g.Cells[0].GPU = bench.Timeout, GPU{Devices: 1, EnergyJ: -1} // a driver that does not tell
+	if s := Summarize(g); slices.ContainsFunc(s.Notes, func(n string) bool { return strings.Contains(n, "energy") }) {
+		t.Errorf("%q", s.Notes)
+	}
+}
+
 // Answers with a warning that spoils them are counted by class and are in no
 // other number; others stay in.
 func TestSpoiltAnswersAreInNoNumber(t *testing.T) {
