@@ -3,6 +3,7 @@ package report
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/nativebench/nativebench/internal/measure"
 )
@@ -107,21 +108,35 @@ func (v *runView) taxes() (all []section) {
 	return all
 }
 
-// taxRows are one load. Rounded values add up, too, in rows and columns.
+// taxRows are one load. Rounded values add up, too, in rows and columns, and
+// shares are those of the differences as printed: neither contradicts the other.
 func (s *seat) taxRows(t *measure.Tax, n *notebook) []row {
-	const unit = 1e4 // ns: hundredths of a ms
-	hundredths := func(ns int64) float64 { return float64(ns) / unit / float64(t.Pairs) }
+	unit, decimals := 1e4, 2 // ns: hundredths of a ms
+	if t.Native < int64(t.Pairs)*10_000_000 {
+		unit, decimals = 1e3, 3 // a hundredth would be more than the last digit of a share
+	}
+	ms := func(units int) string { return fixed(float64(units)*unit/1e6, decimals) }
+	units := func(ns int64) float64 { return float64(ns) / unit / float64(t.Pairs) }
 	var native, server []float64
 	for _, sp := range t.Spans {
-		server = append(server, hundredths(sp.Server))
+		server = append(server, units(sp.Server))
 		for _, p := range sp.Parts {
-			native = append(native, hundredths(p.Native))
+			native = append(native, units(p.Native))
 		}
 	}
 	ours, theirs := apportion(native), apportion(server)
 	differences := make([]float64, len(t.Spans)) // in thousandths of native's total
+	part, whole := 0, 0
+	for _, v := range ours {
+		whole += v
+	}
 	for i, sp := range t.Spans {
-		differences[i] = 1000 * float64(sp.Server-sp.Native()) / float64(t.Native)
+		difference := theirs[i]
+		for range sp.Parts {
+			difference -= ours[part]
+			part++
+		}
+		differences[i] = 1000 * float64(difference) / float64(max(whole, 1))
 	}
 	parts := apportion(differences)
 
@@ -131,7 +146,7 @@ func (s *seat) taxRows(t *measure.Tax, n *notebook) []row {
 	for i, sp := range t.Spans {
 		first, inProcess := at, 0
 		for j, p := range sp.Parts {
-			f := field{main: fixed(float64(ours[at])/100, 2)}
+			f := field{main: ms(ours[at])}
 			if p.Served {
 				f = field{main: "—", tone: faint}
 			}
@@ -140,17 +155,17 @@ func (s *seat) taxRows(t *measure.Tax, n *notebook) []row {
 			at++
 		}
 		middle := &rows[len(rows)-len(sp.Parts)+(at-first-1)/2]
-		middle.cells[2].main = fixed(float64(theirs[i])/100, 2)
-		middle.cells = append(middle.cells, differenceField(theirs[i]-inProcess, parts[i]), field{main: sp.Source, tone: faint})
+		middle.cells[2].main = ms(theirs[i])
+		middle.cells = append(middle.cells, differenceField(ms(theirs[i]-inProcess), parts[i]), field{main: sp.Source, tone: faint})
 		for k, v := range []int{inProcess, theirs[i], theirs[i] - inProcess, parts[i]} {
 			total[k] += v
 		}
 	}
 	sum := row{cells: []field{
 		{main: "  total", tone: strong},
-		{main: fixed(float64(total[0])/100, 2), tone: strong},
-		{main: fixed(float64(total[1])/100, 2), tone: strong},
-		differenceField(total[2], total[3]),
+		{main: ms(total[0]), tone: strong},
+		{main: ms(total[1]), tone: strong},
+		differenceField(ms(total[2]), total[3]),
 		{main: "our stamps", tone: faint},
 	}}
 	sum.cells[3].tone = strong
@@ -172,9 +187,17 @@ func bracket(i, n int) string {
 	return "│"
 }
 
-// differenceField prints hundredths of a ms and thousandths of the whole.
-func differenceField(hundredths, thousandths int) field {
-	return field{main: fmt.Sprintf("%+.2f", float64(hundredths)/100), aside: fmt.Sprintf("%+.1f%%", float64(thousandths)/10)}
+// differenceField prints ms and thousandths of the whole; what rounds to 0 has
+// no sign.
+func differenceField(ms string, thousandths int) field {
+	if !strings.HasPrefix(ms, "-") && strings.Trim(ms, "0.") != "" {
+		ms = "+" + ms
+	}
+	share := "0.0%"
+	if thousandths != 0 {
+		share = fmt.Sprintf("%+.1f%%", float64(thousandths)/10)
+	}
+	return field{main: ms, aside: share}
 }
 
 func (s *seat) loadText() string {

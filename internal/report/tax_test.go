@@ -12,6 +12,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/nativebench/nativebench/internal/bench"
+	"github.com/nativebench/nativebench/internal/measure"
 	"github.com/nativebench/nativebench/internal/results"
 )
 
@@ -58,6 +59,54 @@ func TestTaxAddsUpAsPrinted(t *testing.T) {
 	if totals != 5 { // chat: two modes by two concurrencies; qa; code is left out, whose events hold two tokens
 		t.Errorf("%d totals", totals)
 	}
+}
+
+// TestTaxSignsAgree: a difference and its share are never of opposite signs, and
+// what rounds to 0 has none.
+func TestTaxSignsAgree(t *testing.T) {
+	d, err := newDocument([]*results.Run{answersRun(nil)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := d.runs[0].loads[0].seats[1]
+	value := func(t *rapid.T, text string) float64 {
+		v, err := strconv.ParseFloat(strings.TrimSuffix(text, "%"), 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.ContainsAny(text[:1], "+-") == (v == 0) {
+			t.Fatalf("the sign of %s", text)
+		}
+		return v
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		most := rapid.SampledFrom([]int64{1e4, 1e6, 1e7, 1e9, 1e11}).Draw(t, "most") // ns
+		tax := measure.Tax{Pairs: rapid.IntRange(1, 20).Draw(t, "pairs")}
+		for range rapid.IntRange(1, 5).Draw(t, "spans") {
+			sp := measure.Span{Server: rapid.Int64Range(-most/100, most).Draw(t, "server")}
+			for range rapid.IntRange(1, 4).Draw(t, "parts") {
+				p := measure.Part{Key: "decode", Native: rapid.Int64Range(0, most).Draw(t, "native")}
+				sp.Parts = append(sp.Parts, p)
+			}
+			if rapid.Bool().Draw(t, "close") { // to what it is in process
+				sp.Server = sp.Native() + rapid.Int64Range(-most/1000, most/1000).Draw(t, "off")
+			}
+			tax.Spans = append(tax.Spans, sp)
+			tax.Native, tax.Server = tax.Native+sp.Native(), tax.Server+sp.Server
+		}
+		if tax.Native == 0 {
+			t.Skip("nothing was measured")
+		}
+		for _, r := range s.taxRows(&tax, &notebook{}) {
+			f := r.at(3)
+			if f.main == "" {
+				continue
+			}
+			if v, share := value(t, f.main), value(t, f.aside); v*share < 0 || v == 0 && share != 0 {
+				t.Fatalf("%s %s", f.main, f.aside)
+			}
+		}
+	})
 }
 
 func TestApportion(t *testing.T) {
