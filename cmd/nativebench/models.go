@@ -193,7 +193,7 @@ func synthModel(c *cli.Context) error {
 	if err != nil {
 		return usageError{err}
 	}
-	if err := checkDisk([]diskNeed{{"synthetic weights of " + m.Key, absolute(out), bytes}}, "choose a directory on another disk with --out, or write less (--gguf-only, --layers)"); err != nil {
+	if err := checkDisk([]diskNeed{{what: "synthetic weights of " + m.Key, dir: absolute(out), bytes: bytes}}, "choose a directory on another disk with --out, or write less (--gguf-only, --layers)"); err != nil {
 		return err
 	}
 	stop := listen(c.Context, c.App.ErrWriter)

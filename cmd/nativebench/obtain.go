@@ -216,34 +216,38 @@ func (s *setup) makesPython() bool {
 
 // diskNeed is what will be written where.
 type diskNeed struct {
-	what  string
-	dir   string
-	bytes int64
+	what    string
+	dir     string
+	bytes   int64
+	passing bool // it is deleted when the next one has been written
 }
 
 // pythonDisk is what the environment of the converter takes.
 const pythonDisk = 2 << 30
 
-// diskNeeds are what will be written before anything is measured, in order. What
+// diskNeeds are what will be written before anything is measured, in order: all
+// downloads, then model by model what is made of them. What
 // a conversion of files that are here takes is left to it: it may be there.
 func (s *setup) diskNeeds(pulls map[string]*hub.Plan) (list []diskNeed, err error) {
 	if s.makesPython() {
-		list = append(list, diskNeed{"Python environment of the converter", pythonDir(convertEnv), pythonDisk})
+		list = append(list, diskNeed{what: "Python environment of the converter", dir: pythonDir(convertEnv), bytes: pythonDisk})
 	}
 	for _, key := range s.plan.Models {
-		if todo := pulls[key]; todo != nil {
-			if todo.Fetch() > 0 {
-				list = append(list, diskNeed{todo.Repo + " from the hub", todo.Cache, todo.Fetch()})
-			}
+		if todo := pulls[key]; todo != nil && todo.Fetch() > 0 {
+			list = append(list, diskNeed{what: todo.Repo + " from the hub", dir: todo.Cache, bytes: todo.Fetch()})
+		}
+	}
+	for _, key := range s.plan.Models {
+		if pulls[key] != nil {
 			spec, err := conversion("", s.dtype, s.engineDir)
 			if err != nil {
 				return nil, err
 			}
 			shape := s.models[key].shape
 			if f16 := 2 * shape.Params; shape.TensorBytes < f16 {
-				list = append(list, diskNeed{key + " in F16 on the way", spec.CacheDir, f16})
+				list = append(list, diskNeed{what: key + " in F16 until it is quantized", dir: spec.CacheDir, bytes: f16, passing: true})
 			}
-			list = append(list, diskNeed{key + " as GGUF", spec.CacheDir, shape.TensorBytes})
+			list = append(list, diskNeed{what: key + " as GGUF", dir: spec.CacheDir, bytes: shape.TensorBytes})
 		} else if s.weights == synthetic && s.pathOf(key) == "" {
 			spec := s.synthSpec(key)
 			dir, err := syntheticDir(spec)
@@ -255,22 +259,39 @@ func (s *setup) diskNeeds(pulls map[string]*hub.Plan) (list []diskNeed, err erro
 				return nil, refuse("--weights synthetic: %w", err)
 			}
 			if bytes > 0 {
-				list = append(list, diskNeed{"synthetic weights of " + key, dir, bytes})
+				list = append(list, diskNeed{what: "synthetic weights of " + key, dir: dir, bytes: bytes})
 			}
 		}
 	}
 	return list, nil
 }
 
+// atOnce are those of the needs that lie on the disk when most of it is taken,
+// and their sum.
+func atOnce(needs []diskNeed) (parts []diskNeed, most int64) {
+	var now []diskNeed
+	bytes := int64(0)
+	for i, n := range needs {
+		now, bytes = append(now, n), bytes+n.bytes
+		if bytes > most {
+			parts, most = slices.Clone(now), bytes
+		}
+		if i > 0 && needs[i-1].passing {
+			now, bytes = slices.Delete(now, len(now)-2, len(now)-1), bytes-needs[i-1].bytes
+		}
+	}
+	return parts, most
+}
+
 // checkDisk refuses what the disks have no room for; otherwise is what can be
 // done besides making room.
 func checkDisk(needs []diskNeed, otherwise string) error {
 	type disk struct {
-		free, need int64
-		dir        string
-		parts      []string
+		free  int64
+		needs []diskNeed
 	}
-	disks := map[uint64]*disk{}
+	var disks []*disk // in the order of needs
+	at := map[uint64]*disk{}
 	for _, n := range needs {
 		dir := existing(n.dir)
 		var st unix.Stat_t
@@ -278,17 +299,28 @@ func checkDisk(needs []diskNeed, otherwise string) error {
 		if err := errors.Join(unix.Stat(dir, &st), unix.Statfs(dir, &room)); err != nil {
 			return refuse("the free space of %s: %w", dir, err)
 		}
-		d := disks[st.Dev]
+		d := at[st.Dev]
 		if d == nil {
-			d = &disk{free: int64(room.Bavail) * room.Bsize, dir: n.dir}
-			disks[st.Dev] = d
+			d = &disk{free: int64(room.Bavail) * room.Bsize}
+			disks, at[st.Dev] = append(disks, d), d
 		}
-		d.need += n.bytes
-		d.parts = append(d.parts, fmt.Sprintf("%s %s", n.what, amount(n.bytes)))
-		if d.need > d.free {
-			return refuse("the disk of %s has %s free, and %s are needed (%s): make room, %s",
-				d.dir, amount(d.free), amount(d.need), strings.Join(d.parts, ", "), otherwise)
+		d.needs = append(d.needs, n)
+	}
+	for _, d := range disks {
+		parts, most := atOnce(d.needs)
+		if most <= d.free {
+			continue
 		}
+		var terms []string
+		for _, n := range parts {
+			terms = append(terms, n.what+" "+amount(n.bytes))
+		}
+		are := "are needed"
+		if len(parts) < len(d.needs) {
+			are += " at once"
+		}
+		return refuse("the disk of %s has %s free, and %s %s (%s): make room, %s",
+			d.needs[0].dir, amount(d.free), amount(most), are, strings.Join(terms, " + "), otherwise)
 	}
 	return nil
 }

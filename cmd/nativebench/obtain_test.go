@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -12,8 +13,11 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/nativebench/nativebench/internal/convert"
 	"github.com/nativebench/nativebench/internal/gguf"
+	"github.com/nativebench/nativebench/internal/hub"
 	"github.com/nativebench/nativebench/internal/hub/hubtest"
 	"github.com/nativebench/nativebench/internal/plan"
 	"github.com/nativebench/nativebench/internal/synth"
@@ -91,7 +95,7 @@ func TestCompareFetchesWhatIsMissing(t *testing.T) {
 		!strings.HasPrefix(stderr, "not here yet, and made first: openai-community/gpt2 from the hub, 20 MiB, into "+hubDir+"; gpt2 as GGUF, 239 MiB, into ") {
 		t.Errorf("dry run: status %d\n%s%s", code, stdout, stderr)
 	}
-	if code, _, stderr := invoke(t, holding(out, engineDir, "--dry-run", "--dtype", "q4_k_m")...); code != exitOK || !strings.Contains(stderr, "; gpt2 in F16 on the way, 237 MiB, into ") || !strings.Contains(stderr, "; gpt2 as GGUF, 67 MiB, into ") {
+	if code, _, stderr := invoke(t, holding(out, engineDir, "--dry-run", "--dtype", "q4_k_m")...); code != exitOK || !strings.Contains(stderr, "; gpt2 in F16 until it is quantized, 237 MiB, into ") || !strings.Contains(stderr, "; gpt2 as GGUF, 67 MiB, into ") {
 		t.Errorf("dry run of Q4_K_M: status %d\n%s", code, stderr)
 	}
 	if _, err := os.Stat(hubDir); err == nil {
@@ -178,7 +182,7 @@ func TestWeightsThatCannotBeHad(t *testing.T) {
 				}
 				json.NewEncoder(w).Encode(info)
 			})
-		}, nil, []string{"the disk of {cache} has ", " are needed (openai-community/gpt2 from the hub 1048576.0 GiB): make room, ", "HF_HUB_CACHE"}},
+		}, nil, []string{"the disk of {cache} has ", " are needed (openai-community/gpt2 from the hub 1048576.0 GiB", "): make room, ", "HF_HUB_CACHE"}},
 		{"no converter", func(t *testing.T, _ *hubtest.Hub, _ *hubtest.Repo) {
 			t.Setenv(pythonVariable(convertEnv), "/nonexistent")
 		}, nil, []string{"its Python environment /nonexistent is not there", "--gguf PATH, or --weights synthetic"}},
@@ -397,12 +401,72 @@ func TestSyntheticWeightsAreForeseen(t *testing.T) {
 		says  string
 	}{
 		{nil, ""},
-		{[]diskNeed{{"a", dir, 1}}, ""},
-		{[]diskNeed{{"a", dir, 1 << 50}}, "1048576.0 GiB are needed (a 1048576.0 GiB)"},
-		{[]diskNeed{{"a", dir, 1}, {"b", filepath.Join(dir, "not", "yet"), 1 << 50}}, "(a 1 bytes, b 1048576.0 GiB)"},
+		{[]diskNeed{{"a", dir, 1, false}}, ""},
+		{[]diskNeed{{"a", dir, 1 << 50, false}}, "1048576.0 GiB are needed (a 1048576.0 GiB)"},
+		{[]diskNeed{{"a", dir, 1, false}, {"b", filepath.Join(dir, "not", "yet"), 1 << 50, false}}, "(a 1 bytes + b 1048576.0 GiB)"},
 	} {
 		if err := checkDisk(c.needs, "or else"); (err != nil) != (c.says != "") || err != nil && !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%v: %v", c.needs, err)
 		}
 	}
+}
+
+// What is made on the way to a quantized file is gone when the next model's is
+// made: the disk needs room for one of them, beside all that stays.
+func TestQuantizedModelsOneAfterAnother(t *testing.T) {
+	cache := t.TempDir()
+	t.Setenv("XDG_CACHE_HOME", cache)
+	s := &setup{weights: fromHub, dtype: "q4_k_m", models: map[string]*model{}}
+	s.plan.Models = []string{"phi-2", "gpt2", "llama-2-7b-chat"}
+	pulls := map[string]*hub.Plan{}
+	stay, f16 := int64(0), map[string]int64{}
+	for _, key := range s.plan.Models {
+		m, err := s.foreseen(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.models[key] = m
+		pulls[key] = &hub.Plan{Repo: m.HubID, Cache: filepath.Join(cache, "hub"), Files: []hub.PlannedFile{{Bytes: 1 << 30}}}
+		f16[key] = 2 * m.shape.Params
+		stay += 1<<30 + m.shape.TensorBytes
+	}
+	needs, err := s.diskNeeds(pulls)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The last is the largest: all that stays is there, and its F16.
+	parts, most := atOnce(needs)
+	if want := stay + f16["llama-2-7b-chat"]; most != want || len(parts) != 3+3+1 || sum(parts) != most {
+		t.Errorf("%d bytes, want %d: %v", most, want, parts)
+	}
+	s.plan.Models = []string{"llama-2-7b-chat", "gpt2"} // the first is
+	if needs, err = s.diskNeeds(pulls); err != nil {
+		t.Fatal(err)
+	}
+	parts, most = atOnce(needs)
+	if want := 2<<30 + f16["llama-2-7b-chat"] + s.models["llama-2-7b-chat"].shape.TensorBytes; most != want || len(parts) != 4 || sum(parts) != most {
+		t.Errorf("%d bytes, want %d: %v", most, want, parts)
+	}
+
+	var room unix.Statfs_t
+	if err := unix.Statfs(cache, &room); err != nil {
+		t.Fatal(err)
+	}
+	part := int64(room.Bavail) * room.Bsize / 10
+	fits := []diskNeed{{"a in F16", cache, 6 * part, true}, {"a", cache, part, false}, {"b in F16", cache, 6 * part, true}, {"b", cache, part, false}}
+	if err := checkDisk(fits, "or else"); err != nil {
+		t.Error(err)
+	}
+	fits[2].bytes = 20 * part
+	want := fmt.Sprintf("%s are needed at once (a %s + b in F16 %s + b %s): make room, or else", amount(22*part), amount(part), amount(20*part), amount(part))
+	if err := checkDisk(fits, "or else"); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("%v, want %q", err, want)
+	}
+}
+
+func sum(needs []diskNeed) (bytes int64) {
+	for _, n := range needs {
+		bytes += n.bytes
+	}
+	return bytes
 }
