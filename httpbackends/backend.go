@@ -52,6 +52,10 @@ type Config struct {
 	// of the Python environment that it was started from.
 	Version, Build string
 
+	// Samplings are what will be asked for, so that Info names the substitutions
+	// that are made and no other; none: that is not known, and it names all.
+	Samplings []bench.Sampling
+
 	Weights   string // for Info, if the caller knows better than the server
 	Synthetic bool   // for Info
 	Device    string // for Info
@@ -135,7 +139,7 @@ func (b *backend) greet(ctx context.Context) error {
 	b.info = bench.Info{
 		Backend: name, Engine: cfg.Server.Engine, Device: cfg.Device,
 		Model: cfg.Model, Weights: cfg.Weights, Synthetic: cfg.Synthetic,
-		Substitutions: cfg.Server.Substitutions, Notes: append([]string(nil), cfg.Server.Notes...),
+		Substitutions: cfg.Server.substitutions(cfg), Notes: append([]string(nil), cfg.Server.Notes...),
 	}
 	if cfg.Server.Identify != nil {
 		if err := cfg.Server.Identify(&b.info, get); errors.As(err, new(*deniedError)) {

@@ -22,9 +22,9 @@ func llamaServer() Server {
 		Health:    "/health",
 		Tokens:    true,
 		Fields:    llamaFields,
-		Substitutions: []string{
-			"llama-server applies top-p before temperature by default, after top-k 40 and with min-p 0.05: sent samplers [temperature, top_p], so that temperature comes first and nothing else filters",
-			"temperature 0: sent as 0, which the server takes as greedy, with top_p 1 (no effect on the one token left)",
+		Substitutions: []Substitution{
+			{Text: "llama-server applies top-p before temperature by default, after top-k 40 and with min-p 0.05: sent samplers [temperature, top_p], so that temperature comes first and nothing else filters"},
+			{"temperature 0: sent as 0, which the server takes as greedy, with top_p 1 (no effect on the one token left)", greedy},
 		},
 		Notes: []string{
 			"each event carries the server's running token count (timings_per_token), so an event that brings several tokens, after held-back UTF-8, is counted right",

@@ -20,8 +20,8 @@ func ollamaServer() Server {
 		NoIgnoreEOS:  true,
 		MergesTokens: true,
 		Fields:       ollamaFields,
-		Substitutions: []string{
-			"top-k off: sent as top_k 0; min_p 0 and repeat_penalty 1 are sent, because Ollama's own defaults are others",
+		Substitutions: []Substitution{
+			{Text: "top-k off: sent as top_k 0; min_p 0 and repeat_penalty 1 are sent, because Ollama's own defaults are others"},
 		},
 		Notes: []string{
 			"Ollama cannot go on past end-of-sequence, so answers may be shorter than asked",

@@ -147,6 +147,36 @@ func TestCacheSalt(t *testing.T) {
 	}
 }
 
+// Info names the substitutions that are made of what is asked, and no other.
+func TestSubstitutionsThatAreMade(t *testing.T) {
+	sampled := bench.Sampling{Temperature: 0.7, TopP: 0.9}
+	greedy := bench.Sampling{TopP: 1}
+	on := bench.Sampling{Temperature: 0.7, TopP: 0.9, IgnoreEOS: true}
+	for _, tc := range []struct {
+		row       Server
+		samplings []bench.Sampling
+		chat      bool
+		want      []string // beginnings
+	}{
+		{llamaServer(), []bench.Sampling{sampled}, false, []string{"llama-server applies top-p"}},
+		{llamaServer(), []bench.Sampling{sampled, greedy}, false, []string{"llama-server applies top-p", "temperature 0: "}},
+		{llamaServer(), nil, false, []string{"llama-server applies top-p", "temperature 0: "}},
+		{tgiServer(), []bench.Sampling{sampled}, false, nil},
+		{tgiServer(), []bench.Sampling{{Temperature: 1, TopP: 1}}, false, []string{"top_p 1: "}},
+		{tgiServer(), []bench.Sampling{greedy}, false, []string{"top_p 1: ", "temperature 0: sent as do_sample false"}},
+		{tgiServer(), []bench.Sampling{greedy}, true, []string{"top_p 1: ", "temperature 0: sent to its chat route"}},
+		{transformersServe(), []bench.Sampling{sampled}, false, []string{"sampling is set by generation_config"}},
+		{transformersServe(), []bench.Sampling{on}, false, []string{"sampling is set by generation_config", "ignore EOS: "}},
+		{ollamaServer(), []bench.Sampling{sampled}, false, []string{"top-k off: "}},
+		{vllmServer(), []bench.Sampling{greedy}, false, nil},
+	} {
+		got := tc.row.substitutions(&Config{Samplings: tc.samplings, Chat: tc.chat})
+		if !slices.EqualFunc(got, tc.want, strings.HasPrefix) {
+			t.Errorf("%s, %+v, chat %v: %q, want %q", tc.row.Name, tc.samplings, tc.chat, got, tc.want)
+		}
+	}
+}
+
 // A row says beforehand what its Fields would refuse.
 func TestRowsSayWhatTheyRefuse(t *testing.T) {
 	for _, row := range Servers() {

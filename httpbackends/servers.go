@@ -40,7 +40,7 @@ type Server struct {
 	// server cannot do.
 	Fields func(body map[string]any, req *bench.Request, cfg *Config) error
 	// Substitutions says what Fields sends in another form than asked.
-	Substitutions []string
+	Substitutions []Substitution
 	// Notes are facts a reader of this server's numbers must know.
 	Notes []string
 
@@ -113,6 +113,27 @@ type Server struct {
 	// with and by no other name.
 	NamedByPath bool
 }
+
+// Substitution is a setting that a server is sent in another form than asked.
+type Substitution struct {
+	Text string
+	// For tells whether it is made of that sampling; nil: of any.
+	For func(sp bench.Sampling, cfg *Config) bool
+}
+
+// substitutions are the texts of those that are made of any of the samplings of
+// the configuration; all of them where it has none.
+func (s Server) substitutions(cfg *Config) (texts []string) {
+	for _, sub := range s.Substitutions {
+		made := func(sp bench.Sampling) bool { return sub.For(sp, cfg) }
+		if sub.For == nil || len(cfg.Samplings) == 0 || slices.ContainsFunc(cfg.Samplings, made) {
+			texts = append(texts, sub.Text)
+		}
+	}
+	return texts
+}
+
+func greedy(sp bench.Sampling, _ *Config) bool { return sp.Temperature == 0 }
 
 // Profile is how a server is told to begin and to end a capture; the zero one:
 // it cannot be told.

@@ -22,9 +22,10 @@ func tgiServer() Server {
 		NoIgnoreEOS:  true,
 		MergesTokens: true, // its own events are one token each, and counted
 		Fields:       tgiFields,
-		Substitutions: []string{
-			"top_p 1: left out, which TGI takes as 1; it refuses the number itself",
-			"temperature 0: sent as do_sample false without a temperature, because TGI refuses the number; on its chat route as 0, which it takes as greedy",
+		Substitutions: []Substitution{
+			{"top_p 1: left out, which TGI takes as 1; it refuses the number itself", func(sp bench.Sampling, _ *Config) bool { return sp.TopP == 1 }},
+			{"temperature 0: sent as do_sample false without a temperature, because TGI refuses the number", func(sp bench.Sampling, cfg *Config) bool { return greedy(sp, cfg) && !cfg.Chat }},
+			{"temperature 0: sent to its chat route as 0, which it takes as greedy, without top_p", func(sp bench.Sampling, cfg *Config) bool { return greedy(sp, cfg) && cfg.Chat }},
 		},
 		Notes: []string{
 			"TGI cannot go on past end-of-sequence, so answers may be shorter than asked",

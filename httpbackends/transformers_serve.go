@@ -19,9 +19,9 @@ func transformersServe() Server {
 		ChatRoute: "/v1/chat/completions",
 		Health:    "/health",
 		Fields:    serveFields,
-		Substitutions: []string{
-			"sampling is set by generation_config, a JSON text with do_sample and top_k 0: without it temperature, top_p and seed do nothing",
-			"ignore EOS: sent as min_new_tokens, which forbids the end-of-sequence token where other servers go on past it",
+		Substitutions: []Substitution{
+			{Text: "sampling is set by generation_config, a JSON text with do_sample and top_k 0: without it temperature, top_p and seed do nothing"},
+			{"ignore EOS: sent as min_new_tokens, which forbids the end-of-sequence token where other servers go on past it", func(sp bench.Sampling, _ *Config) bool { return sp.IgnoreEOS }},
 		},
 		Notes: []string{
 			"without continuous batching it works on one request at a time: the others wait, and their waiting is in their time to the first token; with it, it samples all requests as the first one asked",

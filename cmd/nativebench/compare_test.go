@@ -206,6 +206,9 @@ func TestRealBackendsSideBySide(t *testing.T) {
 		if b.Settings == nil || *b.Settings != want {
 			t.Errorf("%s has settings %+v", b.Backend, b.Settings)
 		}
+		if made := strings.Join(b.Substitutions, "\n"); strings.Contains(made, "temperature 0") || strings.Contains(made, "top-p before temperature") != (b.Backend == "llama-server") {
+			t.Errorf("%s names other substitutions than were made of a temperature above 0: %s", b.Backend, made)
+		}
 		has := map[string]string{"native": b.Build, "llama-server": strings.Join(b.Command, " ")}[b.Backend]
 		for _, s := range map[string][]string{
 			"native": {"threads 1/1, batch 512/512"}, "llama-server": {"--batch-size 512", "--ubatch-size 512", "--threads 1", "--threads-batch 1", "--ctx-size 512"},

@@ -58,6 +58,7 @@ type place struct {
 	chat        bool
 	prefixCache bool
 	insecure    bool
+	samplings   []bench.Sampling // of the cells; seeds and lengths left out
 	// profile returns the command line that has a profiler start another; nil:
 	// none is asked for.
 	profile func(command []string) ([]string, error)

@@ -82,25 +82,26 @@ func serverBackend(row httpbackends.Server) backend {
 // serverSpec is what the process of a cell must know of a server. It holds no
 // secret: a key is read from the environment.
 type serverSpec struct {
-	Endpoint    string `json:"endpoint"`
-	Model       string `json:"model,omitempty"` // name to ask for; "": what the server has
-	Weights     string `json:"weights,omitempty"`
-	Synthetic   bool   `json:"synthetic,omitempty"`
-	Launched    bool   `json:"launched,omitempty"`
-	Chat        bool   `json:"chat,omitempty"`
-	PrefixCache bool   `json:"prefix_cache,omitempty"`
-	Insecure    bool   `json:"insecure,omitempty"`
-	Context     int    `json:"context,omitempty"`
-	TokenIDs    bool   `json:"token_ids,omitempty"`    // see httpbackends.Config; not for measuring
-	KeyVariable string `json:"key_variable,omitempty"` // environment variable with the API key
-	Version     string `json:"version,omitempty"`      // by the metadata of its Python environment
-	Build       string `json:"build,omitempty"`        // likewise
+	Endpoint    string           `json:"endpoint"`
+	Model       string           `json:"model,omitempty"` // name to ask for; "": what the server has
+	Weights     string           `json:"weights,omitempty"`
+	Synthetic   bool             `json:"synthetic,omitempty"`
+	Launched    bool             `json:"launched,omitempty"`
+	Chat        bool             `json:"chat,omitempty"`
+	PrefixCache bool             `json:"prefix_cache,omitempty"`
+	Insecure    bool             `json:"insecure,omitempty"`
+	Context     int              `json:"context,omitempty"`
+	TokenIDs    bool             `json:"token_ids,omitempty"`    // see httpbackends.Config; not for measuring
+	Samplings   []bench.Sampling `json:"samplings,omitempty"`    // see httpbackends.Config
+	KeyVariable string           `json:"key_variable,omitempty"` // environment variable with the API key
+	Version     string           `json:"version,omitempty"`      // by the metadata of its Python environment
+	Build       string           `json:"build,omitempty"`        // likewise
 }
 
 func (s serverSpec) config(row httpbackends.Server) httpbackends.Config {
 	return httpbackends.Config{
 		Server: row, Endpoint: s.Endpoint, Model: s.Model, Weights: s.Weights, Synthetic: s.Synthetic,
-		Launched: s.Launched, Chat: s.Chat, PrefixCache: s.PrefixCache, Insecure: s.Insecure, Context: s.Context, TokenIDs: s.TokenIDs,
+		Launched: s.Launched, Chat: s.Chat, PrefixCache: s.PrefixCache, Insecure: s.Insecure, Context: s.Context, TokenIDs: s.TokenIDs, Samplings: s.Samplings,
 		APIKey:  os.Getenv(s.KeyVariable), // of "" there is none
 		Version: s.Version, Build: s.Build,
 	}
@@ -110,7 +111,7 @@ func (s serverSpec) config(row httpbackends.Server) httpbackends.Config {
 func attach(ctx context.Context, row httpbackends.Server, p place) (*seat, error) {
 	spec := serverSpec{
 		Endpoint: p.endpoint, Model: p.servedModel, Chat: p.chat, PrefixCache: p.prefixCache,
-		Insecure: p.insecure, KeyVariable: p.keyVariable, Context: p.context,
+		Insecure: p.insecure, KeyVariable: p.keyVariable, Context: p.context, Samplings: p.samplings,
 	}
 	info, err := awaitToken(ctx, spec.config(row), p)
 	if err != nil {
@@ -289,7 +290,7 @@ func launchServer(ctx context.Context, row httpbackends.Server, p place) (*seat,
 	}
 	spec := serverSpec{
 		Model: p.model.Key, Weights: start.Model, Synthetic: p.weights.Synthetic, Launched: true,
-		Chat: p.chat, PrefixCache: p.prefixCache, Context: p.context,
+		Chat: p.chat, PrefixCache: p.prefixCache, Context: p.context, Samplings: p.samplings,
 	}
 	if row.Distribution != "" && !inContainer {
 		spec.Version, spec.Build = distribution(pythonDir(row.Python), row.Distribution), distribution(pythonDir(row.Python), "torch")

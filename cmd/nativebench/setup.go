@@ -297,6 +297,13 @@ func (s *setup) place(name, modelKey string) place {
 		p.context = s.plan.SlotContext(p.model)
 	}
 	p.engine = s.engine.Resolve(p.slots, p.context)
+	for _, c := range s.cells {
+		sp := c.Sampling
+		sp.Seed, sp.MaxTokens = 0, 0
+		if c.Backend == name && c.Model == modelKey && !slices.Contains(p.samplings, sp) {
+			p.samplings = append(p.samplings, sp)
+		}
+	}
 	return p
 }
 
