@@ -308,7 +308,7 @@ func TestKilledServerFailsItsCell(t *testing.T) {
 func TestFailedRequestsAreToldByTheStatus(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "run")
 	code, _, stderr := invoke(t, small("flaky", out, "--mode", "sync")...)
-	if code != exitCellsFailed || !strings.Contains(stderr, "2 FAILED") || !readRun(t, out).Cells()[0].Done() {
+	if code != exitCellsFailed || !strings.Contains(stderr, "4 requests, 2 FAILED (first: fake: request 2 fails as configured (engine))\n") || !readRun(t, out).Cells()[0].Done() {
 		t.Fatalf("status %d: %s", code, stderr)
 	}
 }
@@ -333,7 +333,7 @@ func TestALateStopIsNoInterruption(t *testing.T) {
 			t.Fatal(err)
 		}
 		ev.State = tt.state
-		if err := x.finish(ev, 0, 0); err != nil || x.left != tt.left || x.failed != 0 {
+		if err := x.finish(ev, uncounted{}); err != nil || x.left != tt.left || x.failed != 0 {
 			t.Fatalf("%s: %v, %d left, %d failed", tt.state, err, x.left, x.failed)
 		}
 	}

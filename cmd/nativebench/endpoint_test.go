@@ -330,7 +330,7 @@ func TestLeftOutAnswersAreToldByTheStatus(t *testing.T) {
 	defer srv.Close()
 	out := filepath.Join(t.TempDir(), "run")
 	code, stdout, stderr := invoke(t, small("fake", out, "--endpoint", "openai="+srv.URL, "--mode", "sync", "--format", "terminal")...)
-	if code != exitCellsFailed || !strings.Contains(stderr, "4 requests, 4 LEFT OUT for warnings") || strings.Contains(stderr, "FAILED") {
+	if code != exitCellsFailed || !strings.Contains(stderr, "4 requests, 4 LEFT OUT for warnings (first: cut_short)\n") || strings.Contains(stderr, "FAILED") {
 		t.Errorf("status %d: %s", code, stderr)
 	}
 	plain := strings.Join(strings.Fields(stdout), " ")
@@ -389,7 +389,7 @@ func TestEndpointThatDies(t *testing.T) {
 			"it lives", func(_ *httptest.Server, w http.ResponseWriter) {
 				http.Error(w, "a fault", http.StatusInternalServerError)
 			}, false,
-			"4 requests, 3 FAILED",
+			"4 requests, 3 FAILED (first: openai answers with an error: a fault (status 500))",
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/nativebench/nativebench/internal/bench"
-	"github.com/nativebench/nativebench/internal/measure"
 	"github.com/nativebench/nativebench/internal/plan"
 	"github.com/nativebench/nativebench/internal/results"
 	"github.com/nativebench/nativebench/internal/runner"
@@ -149,7 +148,7 @@ func (x *execution) cell(c plan.Cell) error {
 		if stopped {
 			ev.State, ev.Class, ev.Reason = results.CellInterrupted, string(bench.Cancelled), "stopped by the user before the backend was ready"
 		}
-		return x.finish(ev, 0, 0)
+		return x.finish(ev, uncounted{})
 	}
 	if died != "" {
 		ev.Warnings = append(ev.Warnings, "before this cell, "+died+"; it was started again")
@@ -186,7 +185,7 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 
 	var watch *runner.Watcher
 	var keepErr error // of the manifest
-	failed, leftOut := 0, 0
+	var not uncounted
 	client := runner.Client{PrefixCache: x.plan.PrefixCache}
 	warmups, measured := c.Warmup*c.Concurrency, runner.Measured(c) // still to come
 	command, ending := x.command, time.Duration(0)
@@ -230,10 +229,8 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 			if *left--; *left == 0 {
 				watch.Mark() // the window begins about now, or is over
 			}
-			if r.Class != bench.OK && !r.Warmup {
-				failed++
-			} else if measure.Spoilt(&r.Trace) != "" && !r.Warmup {
-				leftOut++
+			if !r.Warmup {
+				not.note(r)
 			}
 			client.Note(r)
 			x.show.request(r.Warmup)
@@ -254,19 +251,19 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 	}
 	ev.GPUMissing = noGPU
 	ev.Warnings = append(ev.Warnings, x.gpus.released(held, ev.GPU)...)
-	if gone := seat.ended(failed > 0); gone != "" {
-		x.serverDied(&ev, seat, gone, failed)
+	if gone := seat.ended(not.failed > 0); gone != "" {
+		x.serverDied(&ev, seat, gone, not.failed)
 	}
-	if ev.State == results.CellDone && failed > 0 {
+	if ev.State == results.CellDone && not.failed > 0 {
 		if gone := seat.silent(x.stop.ctx); gone != nil {
 			ev.State, ev.Class = results.CellFailed, classOf(gone)
-			ev.Reason = fmt.Sprintf("the server is gone: after the cell it made no token any more; %d of %d requests had been answered; %s", x.show.requests()-failed, x.show.planned(), oneLine(gone))
+			ev.Reason = fmt.Sprintf("the server is gone: after the cell it made no token any more; %d of %d requests had been answered; %s", x.show.requests()-not.failed, x.show.planned(), oneLine(gone))
 		}
 	}
 	if err := firstError(err, keepErr); err != nil {
 		return err
 	}
-	return x.finish(ev, failed, leftOut)
+	return x.finish(ev, not)
 }
 
 // attemptName names files about one attempt at a cell.
@@ -351,15 +348,15 @@ func (x *execution) serverDied(ev *results.CellEvent, seat *keptSeat, gone strin
 // more has measured something else.
 const failedShare = 0.10
 
-func (x *execution) finish(ev results.CellEvent, failedRequests, leftOut int) error {
+func (x *execution) finish(ev results.CellEvent, not uncounted) error {
 	ev.T = bench.Now()
-	if ev.State == results.CellFailed || float64(failedRequests+leftOut) > failedShare*float64(x.show.requests()) {
+	if ev.State == results.CellFailed || float64(not.failed+not.leftOut) > failedShare*float64(x.show.requests()) {
 		x.failed++
 	}
 	if ev.State != results.CellInterrupted {
 		x.left--
 	}
-	x.show.end(ev, failedRequests, leftOut)
+	x.show.end(ev, not)
 	return x.w.Event(ev)
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -11,6 +12,8 @@ import (
 
 	"golang.org/x/term"
 
+	"github.com/nativebench/nativebench/internal/bench"
+	"github.com/nativebench/nativebench/internal/measure"
 	"github.com/nativebench/nativebench/internal/plan"
 	"github.com/nativebench/nativebench/internal/results"
 )
@@ -137,9 +140,40 @@ func (p *progress) requests() int {
 	return p.answered
 }
 
-// end says how the cell that runs ended; failed counts its failed requests,
-// leftOut those that a warning keeps out of the numbers.
-func (p *progress) end(ev results.CellEvent, failed, leftOut int) {
+// uncounted are the requests of a cell that are in no number.
+type uncounted struct {
+	failed, leftOut int    // leftOut: answered, with a warning that keeps them out
+	failure         string // error of the first that failed
+	warning         bench.Warning
+}
+
+// note adds a measured request, if it is one.
+func (u *uncounted) note(r *results.Record) {
+	if r.Class != bench.OK {
+		if u.failed++; u.failed == 1 {
+			u.failure = oneLine(errors.New(r.Error))
+		}
+	} else if w := measure.Spoilt(&r.Trace); w != "" {
+		if u.leftOut++; u.leftOut == 1 {
+			u.warning = w
+		}
+	}
+}
+
+// String is what the cell's line says of them, each with the first reason.
+func (u *uncounted) String() (text string) {
+	if u.failed > 0 {
+		text = fmt.Sprintf(", %d FAILED (first: %s)", u.failed, u.failure)
+	}
+	if u.leftOut > 0 {
+		text += fmt.Sprintf(", %d LEFT OUT for warnings (first: %s)", u.leftOut, u.warning)
+	}
+	return text
+}
+
+// end says how the cell that runs ended, and why some of its requests are in no
+// number.
+func (p *progress) end(ev results.CellEvent, not uncounted) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	c := p.cells[p.at]
@@ -148,13 +182,7 @@ func (p *progress) end(ev results.CellEvent, failed, leftOut int) {
 	switch ev.State {
 	case results.CellDone:
 		p.left.add(c, took)
-		how = fmt.Sprintf("%d requests", p.answered)
-		if failed > 0 {
-			how += fmt.Sprintf(", %d FAILED", failed)
-		}
-		if leftOut > 0 {
-			how += fmt.Sprintf(", %d LEFT OUT for warnings", leftOut)
-		}
+		how = fmt.Sprintf("%d requests", p.answered) + not.String()
 	default:
 		how = strings.ToUpper(string(ev.State)) + " " + ev.Reason
 	}
