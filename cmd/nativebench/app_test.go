@@ -162,6 +162,8 @@ func TestRefusals(t *testing.T) {
 		{"compare", "--backends", "holder", "--weights", "synthetic", "--model", "llama-2-7b-chat", "--width", "100", "--engine-dir", none},
 		{"compare", "--backends", "holder", "--weights", "synthetic", "--model", "mistral-7b-instruct", "--layers", "2", "--width", "128", "--engine-dir", none},
 		{"compare", "--backends", "holder", "--weights", "synthetic", "--layers", "-2", "--engine-dir", none},
+		{"compare", "--backends", "openai,tgi", "--endpoint", "openai=http://127.0.0.1:1", "--endpoint", "tgi=http://127.0.0.1:2", "--weights", "synthetic"},
+		{"run", "--backend", "openai", "--endpoint", "openai=http://127.0.0.1:1", "--weights", "synthetic", "--layers", "2"},
 		append(weights(filepath.Join(dir, "whole.gguf")), "--layers", "2"),
 		{"compare", "--backends", "holder", "--layers", "2"},
 		{"compare", "--backends", "holder", "--hf-dir", hf, "--width", "768"},

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -50,6 +51,8 @@ func (s *setup) checkWeights() error {
 		return refuse("--weights %s and --hf-dir %s both say whose weights: give one of them", s.weights, s.hfDir)
 	case s.revision != "" && from != "--weights hub":
 		return refuse("--revision %s is of --weights hub, not of %s: leave it away", s.revision, from)
+	case s.weightsGiven && s.weights == synthetic && !slices.ContainsFunc(s.plan.Backends, func(name string) bool { return s.plan.Endpoints[name] == "" }):
+		return refuse("--weights synthetic: nothing here loads weights, since every backend (%s) is at an --endpoint and has its own: leave it away, or add native to --backends", strings.Join(s.plan.Backends, ", "))
 	case s.dtypeGiven && isFile:
 		return refuse("--dtype %s: a GGUF file is measured as it is: leave it away, or convert another (nativebench models convert --type)", s.dtype)
 	}
