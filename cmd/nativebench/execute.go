@@ -255,6 +255,7 @@ func (x *execution) measure(c plan.Cell, job runner.Job, seat *keptSeat, started
 		x.serverDied(&ev, seat, gone, not.failed)
 	}
 	if ev.State == results.CellDone && not.failed > 0 {
+		x.show.phase("asking whether the server is still there")
 		if gone := seat.silent(x.stop.ctx); gone != nil {
 			ev.State, ev.Class = results.CellFailed, classOf(gone)
 			ev.Reason = fmt.Sprintf("the server is gone: after the cell it made no token any more; %d of %d requests had been answered; %s", x.show.requests()-not.failed, x.show.planned(), oneLine(gone))
