@@ -47,9 +47,16 @@ func TestRangesOfAProfiler(t *testing.T) {
 		}
 		var ranges, open []string // of the loop's thread, nested ones as a path
 		requests, ended, thread := 0, 0, ""
+		warm, warmed := 0, false // ranges that are open of the warm-up, in Open's thread
 		for line := range strings.Lines(strings.TrimSpace(string(text))) {
 			by, what, _ := strings.Cut(strings.TrimSpace(line), " ")
 			switch {
+			case what == "push warm-up" && warm == 0 && !warmed:
+				warm, warmed = 1, true
+			case warm > 0 && what == "pop":
+				warm--
+			case warm > 0:
+				warm++
 			case what == "start request 1":
 				requests++
 			case what == "end 1":
@@ -63,6 +70,9 @@ func TestRangesOfAProfiler(t *testing.T) {
 				open = append(open, strings.TrimPrefix(what, "push "))
 				ranges = append(ranges, strings.Join(open, " > "))
 			}
+		}
+		if warmed != (sampling == "device") || warm != 0 {
+			t.Errorf("%s: warm-up: %v, %d of its ranges left open", sampling, warmed, warm)
 		}
 		const want = "prefill chunk, prefill chunk, prefill chunk > sampling, decode step, decode step > sampling, decode step, decode step > sampling"
 		if got := strings.Join(ranges, ", "); got != want || len(open) != 0 || requests != 1 || ended != 1 {

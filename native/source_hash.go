@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "f9f63946ed7f610e29de979a9ad5449fb7237f844996564bf991c0444f112ba3"
+const SourceHash = "2ff5bf65abcac55f289095cb6d58f1d3a73d222ce8b3e8dd330a36f79f7924f2"

@@ -349,11 +349,19 @@ func compare(o options) error {
 		us := func(ns int64) float64 { return float64(ns) / 1e3 }
 		fmt.Printf("stamps of tokens after the device's end of the step: p50 %.1f µs, p99 %.1f, max %.1f, each ±%.1f (%d steps)\n",
 			us(c.LateP50), us(c.LateP99), us(c.LateMax), us(c.Uncertainty), c.Steps)
-		if c.CopyRate > 0 {
-			limit := float64(c.CopyRate) / float64(a.Bytes)
-			fmt.Printf("memory: copies at %.0f GB/s, so %.2f GB of weights a token allow %.1f tok/s: llama-bench reaches %.2f of it, we %.2f\n",
-				float64(c.CopyRate)/1e9, float64(a.Bytes)/1e9, limit, a.Results[0].Theirs/limit, a.Results[0].Ours/limit)
-		}
+		fmt.Print(a.roofline())
 	}
 	return nil
+}
+
+// roofline holds the raw decode speed of one sequence against what reading all
+// weights once a token allows, at the speed at which the device copies.
+func (a answer) roofline() string {
+	at := slices.IndexFunc(a.Results, func(r result) bool { return r.Kind == rawDecode })
+	if at < 0 || a.Calibration.CopyRate <= 0 || a.Bytes <= 0 {
+		return ""
+	}
+	limit := float64(a.Calibration.CopyRate) / float64(a.Bytes)
+	return fmt.Sprintf("memory: copies at %.0f GB/s, so %.2f GB of weights a token allow %.1f tok/s: llama-bench reaches %.2f of it, we %.2f\n",
+		float64(a.Calibration.CopyRate)/1e9, float64(a.Bytes)/1e9, limit, a.Results[at].Theirs/limit, a.Results[at].Ours/limit)
 }
