@@ -28,6 +28,7 @@ func llamaServer() Server {
 		},
 		Notes: []string{
 			"each event carries the server's running token count (timings_per_token), so an event that brings several tokens, after held-back UTF-8, is counted right",
+			"tokens are chosen on the host, one sequence after the other, from logits that are copied there: the server's default; its --backend-sampling, experimental by its own help, is not given",
 			"the server closes the connection after every stream, so each streaming request goes over a fresh one: it is opened off the clock, but the server's accepting it may fall into the request's time",
 		},
 		ClosesAfterStream: true, // cpp-httplib takes the end of the content provider for a cancellation

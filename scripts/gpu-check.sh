@@ -179,7 +179,7 @@ echo
 # ── 1. The engine on CUDA
 plugin=$(compgen -G "$engine/libggml-cuda*.so" | head -n 1 || true)
 if [ -n "$plugin" ]; then
-    line 1.1 PASS "CUDA plugin" "$(basename "$plugin"), $(du -h "$plugin" | cut -f1)"
+    line 1.1 PASS "CUDA plugin" "$(basename "$plugin"), $(du -hL "$plugin" | cut -f1)"
 else
     line 1.1 FAIL "CUDA plugin" "none in $engine: build the engine where nvcc is (make engine)"
 fi
