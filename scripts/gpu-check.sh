@@ -8,7 +8,7 @@
 #
 #   TIME_BUDGET  seconds for all of it; what it has no time for is skipped (3600)
 #   MODELS       whose speed is checked ("gpt2 phi-2 llama-2-7b-chat mistral-7b-instruct")
-#   PARTS        lines to check, by their first number ("1 2 3 4 5 6 7")
+#   PARTS        lines to check, by their first number or whole ("1 2 3 4 5 6 7"; "1.5 2")
 #   PAIRS        pairs of processes a speed is the median of, at least 3 (5)
 #   CYCLES_MODEL GGUF file of the leak check; without it a small one is written
 #   OUT          directory of logs and runs (gpu-check-TIME)
@@ -78,7 +78,7 @@ left() { echo $((budget > SECONDS ? budget - SECONDS : 0)); }
 # time_for ID WHAT SECONDS: whether it is wanted and the budget has room for it;
 # else it says so.
 time_for() {
-    if [[ " $parts " != *" ${1%%.*} "* ]]; then
+    if [[ " $parts " != *" ${1%%.*} "* && " $parts " != *" $1 "* ]]; then
         line "$1" SKIP "$2" "PARTS leaves it out"
         return 1
     fi

@@ -210,6 +210,8 @@ func TestGPUCheck(t *testing.T) {
 		}},
 		{"slow", worse("speed", "ratio 1.030", "ratio 0.999"), "", 1, []string{"FAIL  1.4   gpt2: decode, no sampler / llama-bench tg128: ratio 0.999, target 1.00", "PASS  1.4   gpt2: decode of 8", " 1 failed"}},
 		{"no stamps", worse("speed", "stamps", "stomps"), "", 1, []string{"FAIL  1.4   gpt2: stamps of tokens: speed did not print it"}},
+		{"faster than its memory", worse("speed", "we 0.13", "we 99.52"), "", 1, []string{"FAIL  1.4   gpt2: memory: more than the memory's speed allows cannot be: copies at 4300 GB/s"}},
+		{"one line of a part", healthy(), "PARTS=1.3 2.5", 0, []string{"SKIP  1.2   sampling on the GPU against the CPU's, by distribution: PARTS leaves it out", "PASS  1.3", "SKIP  1.4", "PASS  2.5", "SKIP  7.1"}},
 		{"speed dies", worse("speed", "echo 'memory", "exit 7; echo 'memory"), "", 1, []string{"PASS  1.4   gpt2: decode", "FAIL  1.4   gpt2: speed against llama.cpp's own benchmarks: status 7"}},
 		{"ledger", worse("nativebench", "-0.011", "-0.031"), "", 1, []string{"FAIL  2.1   VRAM ledger: remainder: 0.031 of the peak, more than 0.02"}},
 		{"ledger untold", worse("nativebench", "remainder_of_peak", "x"), "", 1, []string{"FAIL  2.1   VRAM ledger: remainder: the run does not tell it"}},
