@@ -320,20 +320,43 @@ bool Loop::admit() {
     return true;
 }
 
+// line_up puts into lined_ the slots of a step, in the order in which they get
+// room: of prompts one that has begun, so that it is finished before the next
+// begins, or the oldest; then its neighbours as long as they follow each other, then
+// the others by age.
+// llama.cpp computes neighbouring sequences in one pass over the weights, and any
+// others in passes of their own.
+void Loop::line_up(bool prefill) {
+    lined_.clear();
+    for (Slot *s : active_) {
+        s->in_batch = 0;
+        if (s->decoding() != prefill) lined_.push_back(s);
+    }
+    if (!prefill || lined_.empty()) return;
+    const auto begun = std::find_if(lined_.begin(), lined_.end(), [](const Slot *s) { return s->n_past > 0; });
+    if (begun != lined_.end()) std::rotate(lined_.begin(), begun, begun + 1);
+    int32_t low = lined_[0]->id, high = low, tokens = static_cast<int32_t>(lined_[0]->prompt.size()) - lined_[0]->n_past;
+    for (auto next = lined_.begin() + 1; tokens < chunk_; next++) {
+        const auto beside = [&](const Slot *s) { return s->id == low - 1 || s->id == high + 1; };
+        const auto found  = std::find_if(next, lined_.end(), beside);
+        if (found == lined_.end()) return;
+        low  = std::min(low, (*found)->id);
+        high = std::max(high, (*found)->id);
+        tokens += static_cast<int32_t>((*found)->prompt.size()) - (*found)->n_past;
+        std::rotate(next, found, found + 1);
+    }
+}
+
 void Loop::step(bool prefill) {
     batch_.clear();
     wanted_.clear();
     draws_.clear();
+    line_up(prefill);
     int32_t room = prefill ? chunk_ : INT32_MAX;
-    for (Slot *s : active_) { // oldest first: a prompt is finished before the next begins
-        s->in_batch = 0;
-        if (s->decoding() == prefill || room == 0) continue;
+    for (Slot *s : lined_) {
         s->in_batch = prefill ? std::min(static_cast<int32_t>(s->prompt.size()) - s->n_past, room) : 1;
         room -= s->in_batch;
     }
-    // In the order of slots: llama.cpp computes neighbouring sequences in one
-    // pass over the weights, and any others in passes of their own.
-    lined_.assign(active_.begin(), active_.end());
     std::sort(lined_.begin(), lined_.end(), [](const Slot *a, const Slot *b) { return a->id < b->id; });
     for (Slot *s : lined_) {
         if (s->in_batch > 0) fill(*s, prefill);

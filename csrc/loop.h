@@ -133,6 +133,7 @@ class Loop {
     void  queue(Slot &s, const nb_request &r, int64_t t0);
     void  run();
     bool  admit();
+    void  line_up(bool prefill);
     void  step(bool prefill);
     void  fill(Slot &s, bool prefill);
     void  want(Slot &s, int32_t entry, int32_t rows);
@@ -146,7 +147,7 @@ class Loop {
     Sampler                            sampler_;
     std::vector<std::unique_ptr<Slot>> slots_;
     std::vector<Slot *>                active_; // of the loop's thread; oldest first
-    std::vector<Slot *>                lined_;  // the same, by slot
+    std::vector<Slot *>                lined_;  // of them those of a step
     std::vector<Draw>                  draws_;  // of the batch
     std::vector<Entry>                 batch_;
     std::vector<Wanted>                wanted_; // at most one a slot

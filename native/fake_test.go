@@ -204,6 +204,63 @@ func TestLongPromptDoesNotStarveOthers(t *testing.T) {
 	t.Fatal("the short request never came first")
 }
 
+// TestNeighboursPromptsGoTogether: with room for two prompts, the oldest that
+// waits takes along its neighbour before one that came between the two; and
+// nobody but the oldest's neighbours is overtaken.
+func TestNeighboursPromptsGoTogether(t *testing.T) {
+	e, err := Open(context.Background(), Config{
+		Dir: fakeDir(t), ModelPath: "fake:prompt_us=2000", Slots: 6, Threads: 1, Context: 1024, PrefillChunk: 16,
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	seats := make([]bench.Session, 6)
+	for i := range seats {
+		seats[i] = seat(t, e)
+	}
+	first := make([]int64, 6)
+	submit := func(slot, tokens int) (done chan struct{}, began int64) {
+		if err := seats[slot].Prepare(request(strings.Repeat("x", tokens), 1, true)); err != nil {
+			t.Fatal(err)
+		}
+		done, tr := make(chan struct{}), bench.NewTrace(1)
+		go func() {
+			defer close(done)
+			if err := seats[slot].Generate(context.Background(), tr); err != nil {
+				t.Error(err)
+			}
+			first[slot] = tr.FirstToken()
+		}()
+		time.Sleep(10 * time.Millisecond) // so that they come one after the other
+		return done, bench.Now()
+	}
+	for range 20 { // until all had come before the first was through
+		var all []chan struct{}
+		last := int64(0)
+		for _, slot := range []int{5, 1, 4, 0, 2} { // 5 has a long prompt
+			tokens := 8
+			if slot == 5 {
+				tokens = 160
+			}
+			done, now := submit(slot, tokens)
+			all, last = append(all, done), now
+		}
+		for _, done := range all {
+			<-done
+		}
+		if last > first[5] {
+			continue
+		}
+		// 5 alone; then 1 with 0, its neighbour that came after 4; then 4 with 2.
+		if !(first[5] < min(first[0], first[1]) && max(first[0], first[1]) < min(first[2], first[4])) {
+			t.Errorf("first tokens at %v", first)
+		}
+		return
+	}
+	t.Fatal("the long prompt was never long enough")
+}
+
 func TestEngineFailureIsThatRequestsAlone(t *testing.T) {
 	e := openFake(t, "error_at=5", 1)
 	s := seat(t, e)

@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "2ff5bf65abcac55f289095cb6d58f1d3a73d222ce8b3e8dd330a36f79f7924f2"
+const SourceHash = "14df923a01810089ce136d8ff37ce990b5312e9cb6bf5384a539594e9b0fc6f3"
