@@ -433,7 +433,12 @@ func (w *wholeBench) run(c *cli.Context, known registry, dir string) error {
 // whole run would take. Where there is not enough for that, those after it get
 // less.
 func (w *wholeBench) share(dir string, i int, rest time.Duration) time.Duration {
-	least := func(r wholeRun) float64 { return r.Least * r.left(dir) * spare / (spare - 1) }
+	least := func(r wholeRun) float64 {
+		if r.left(dir) == 0 {
+			return 0
+		}
+		return r.Least * spare / (spare - 1) // servers are started however little is left
+	}
 	over, weight := rest.Seconds(), 0.0
 	for _, r := range w.Runs[i:] {
 		over -= least(r)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -239,7 +240,7 @@ func (sh *shares) byPrice(ahead []int) []string {
 			}
 		}
 	}
-	slices.SortStableFunc(names, func(a, b string) int { return int(price[a] - price[b]) })
+	slices.SortStableFunc(names, func(a, b string) int { return cmp.Compare(price[a], price[b]) })
 	return names
 }
 

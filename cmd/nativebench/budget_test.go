@@ -146,6 +146,11 @@ func TestTimeGoesToWhatCanBeCompared(t *testing.T) {
 		if took := r.now.Sub(time.Unix(0, 0)); took > tc.budget {
 			t.Errorf("%s: it took %s of %s", tc.name, took, tc.budget)
 		}
+		for cell, n := range r.cells {
+			if n > 1 {
+				t.Errorf("%s: %s ran %d times", tc.name, cell, n)
+			}
+		}
 		fastest := r.loads(tc.backends[0], 0)
 		for _, b := range tc.backends {
 			for repeat := range 2 {

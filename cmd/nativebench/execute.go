@@ -162,6 +162,7 @@ func (x *execution) cell(c plan.Cell) error {
 		x.show.note(fmt.Sprintf("%s: %s; started again", b.name, died))
 	}
 	if err != nil {
+		x.costs.noteCell(c, time.Since(from))
 		ev.State, ev.Class, ev.Reason = results.CellFailed, classOf(err), fmt.Sprintf("%s did not become ready: %s", b.name, oneLine(err))
 		if stopped {
 			ev.State, ev.Class, ev.Reason = results.CellInterrupted, string(bench.Cancelled), "stopped by the user before the backend was ready"
@@ -174,7 +175,9 @@ func (x *execution) cell(c plan.Cell) error {
 	if err := x.vet(b, seat, c.Model); err != nil {
 		return err
 	}
-	from = time.Now()
+	if died == "" { // another start is the cell's time: the next cell may need one, too
+		from = time.Now()
+	}
 	err = x.measure(c, job, seat, started, ev.Warnings)
 	x.costs.noteCell(c, time.Since(from))
 	return err
