@@ -52,8 +52,9 @@ type wholeRun struct {
 
 	// What was foreseen.
 	Cells    int     `json:"cells"`
-	Requests int     `json:"requests"` // measured ones
-	Seconds  float64 `json:"seconds"`  // a rough guess
+	Requests int     `json:"requests"`                // measured ones
+	Seconds  float64 `json:"seconds"`                 // a rough guess
+	Least    float64 `json:"least_seconds,omitempty"` // likewise, of one load, of all backends in all repeats
 	RAM      int64   `json:"ram_bytes"`
 	GPU      int64   `json:"gpu_bytes"`
 	Disk     int64   `json:"disk_bytes"` // weights still to be written
@@ -70,7 +71,7 @@ func benchAllCommand(known registry) *cli.Command {
 		&cli.StringFlag{Name: "context-sweep", Category: flagsWhat, Value: limit, Usage: "`N,…`: prompts of exactly so many tokens, one request at a time, besides the tasks; limit: 128 and its doubles to each model's limit; none"},
 		&cli.DurationFlag{Name: "request-timeout", Category: flagsHow, Value: d.RequestTimeout, Usage: "time limit of one request: a server that takes one at a time lets the last of 64 wait long"},
 		&cli.DurationFlag{Name: "cell-timeout", Category: flagsHow, Value: d.CellTimeout, Usage: "time limit of one cell, model load included"},
-		&cli.DurationFlag{Name: "time-budget", Category: flagsHow, Usage: "spend no more than about so long in this call: the runs share it by what they would take, and measure what is worth most first: streams before sync, few requests at once before many. What is left out is said. 0: no limit"},
+		&cli.DurationFlag{Name: "time-budget", Category: flagsHow, Usage: "spend no more than about so long in this call: the runs share it by what they would take, and measure as many loads as all backends have time for in all repeats, what is worth most first: streams before sync, few requests at once before many. What is left out is said. 0: no limit"},
 		&cli.StringSliceFlag{Name: "weights", Category: flagsModel, Value: cli.NewStringSlice(synthetic), Usage: "`WHERE`: synthetic; hub, what models pull has downloaded; or MODEL=PATH,… of GGUF files and Hugging Face directories"},
 		&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Category: flagsOutput, Value: filepath.Join("runs", "bench-all"), Usage: "`DIR`: for all runs and the report. One that is there already is completed"},
 		&cli.BoolFlag{Name: "plan", Category: flagsOutput, Usage: "print the plan and stop"},
@@ -383,17 +384,11 @@ func (w *wholeBench) run(c *cli.Context, known registry, dir string) error {
 		}
 		budget := time.Duration(0)
 		if !end.IsZero() {
-			weight := 0.0
-			for _, later := range w.Runs[i:] {
-				weight += later.Seconds * later.left(dir)
-			}
 			rest := time.Until(end)
-			if budget = rest; weight > 0 {
-				budget = time.Duration(float64(rest) * r.Seconds * r.left(dir) / weight)
-			}
 			if rest <= 0 {
 				break
 			}
+			budget = w.share(dir, i, rest)
 		}
 		fmt.Fprintf(c.App.ErrWriter, "── %s, run %d of %d\n\n", r.Name, i+1, len(w.Runs))
 		args, err := r.command(dir, budget)
@@ -401,7 +396,7 @@ func (w *wholeBench) run(c *cli.Context, known registry, dir string) error {
 			return err
 		}
 		said := &lastSaid{to: c.App.ErrWriter}
-		status := runWith(c.Context, io.Discard, said, append([]string{c.App.Name}, args...), known)
+		status := runWith(withStarts(c.Context, w.begun(dir)), io.Discard, said, append([]string{c.App.Name}, args...), known)
 		fmt.Fprintln(c.App.ErrWriter)
 		switch status {
 		case exitOK:
@@ -431,6 +426,40 @@ func (w *wholeBench) run(c *cli.Context, known registry, dir string) error {
 		return exitStatus(code)
 	}
 	return nil
+}
+
+// share is what a run may take of the time that is left for it and those after
+// it: what one load takes at least, and of what is then left a part by what the
+// whole run would take. Where there is not enough for that, those after it get
+// less.
+func (w *wholeBench) share(dir string, i int, rest time.Duration) time.Duration {
+	least := func(r wholeRun) float64 {
+		if r.left(dir) == 0 {
+			return 0
+		}
+		return r.Least * spare / (spare - 1) // servers are started however little is left
+	}
+	over, weight := rest.Seconds(), 0.0
+	for _, r := range w.Runs[i:] {
+		over -= least(r)
+		weight += r.Seconds * r.left(dir)
+	}
+	if weight <= 0 {
+		return rest
+	}
+	r := w.Runs[i]
+	mine := least(r) + max(0, over)*r.Seconds*r.left(dir)/weight
+	return min(rest, time.Duration(mine*float64(time.Second)))
+}
+
+// begun are the runs that there are.
+func (w *wholeBench) begun(dir string) (runs []*results.Run) {
+	for _, r := range w.Runs {
+		if run := r.progressOf(dir); run != nil {
+			runs = append(runs, run)
+		}
+	}
+	return runs
 }
 
 // unbegun adds the runs that have no directory to what was left out.
@@ -493,12 +522,7 @@ func (l *lastSaid) text() string {
 // report writes the report directory from the runs alone, and prints what it
 // answers.
 func (w *wholeBench) report(c *cli.Context, dir string, omitted []report.Omission) error {
-	var runs []*results.Run
-	for _, r := range w.Runs {
-		if run := r.progressOf(dir); run != nil {
-			runs = append(runs, run)
-		}
-	}
+	runs := w.begun(dir)
 	if len(runs) == 0 {
 		fmt.Fprintln(c.App.ErrWriter, "nothing was measured: there is no report")
 		return nil

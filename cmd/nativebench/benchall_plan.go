@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -342,7 +343,7 @@ func (w *wholePlanner) add(name string, s *setup, m *model, weights []string) {
 		d := s.demand(m, s.slots(), m.context)
 		r.RAM, r.GPU = d.ram, d.gpu
 	}
-	r.Seconds = s.guess(m)
+	r.Seconds, r.Least = s.guess(m)
 	w.out.Runs = append(w.out.Runs, r)
 }
 
@@ -467,60 +468,96 @@ const (
 	cpuBytesPerS, gpuBytesPerS = 20e9, 1.5e12 // memory read in decoding
 	cpuFlops, gpuFlops         = 30e9, 1.5e14 // a second: of a core, of a GPU
 	cpuStep, gpuStep           = 1e-3, 0.5e-3 // s a token beside that
-	pythonStep                 = 15e-3        // likewise, of Transformers
+	pythonLayerStep            = 1.2e-3       // likewise, of each layer of Transformers
 	loadBytesPerS              = 2e9          // of weights from the page cache
-	engineStart, pythonStart   = 2.0, 60.0    // s until a server is ready
 	cellOverhead               = 1.5          // s of processes, waits
+
+	// s until a server has answered its first request, beside loading: one in C++,
+	// one that imports PyTorch and Transformers, one that compiles and captures
+	// graphs besides (vLLM, containers).
+	engineStart, torchStart, graphStart = 1.0, 30.0, 115.0
 )
 
 // guess is how long a run takes in seconds, give or take a factor of three: by
-// the bytes of weights read for each token and the operations on it.
-func (s *setup) guess(m *model) (sum float64) {
-	gpu := len(s.graphics.rooms) > 0 && s.engine.GPULayers != 0
-	bytes, params := float64(m.shape.TensorBytes), float64(m.shape.Params)
-	for _, c := range s.cells {
-		b, err := s.known.find(c.Backend)
-		if err != nil {
+// the bytes of weights read for each token and the operations on it. least is as
+// much as one load takes, the shortest, of all backends in all repeats.
+func (s *setup) guess(m *model) (sum, least float64) {
+	starts := 0.0
+	for _, b := range s.backendsInUse() {
+		if !s.startsServer(b.name) {
 			continue
 		}
-		python := b.server != nil && b.server.Python != ""
-		serial := python && strings.HasPrefix(b.server.Python, "transformers")
-		rate, flops, step := cpuBytesPerS, cpuFlops*float64(max(s.engine.BatchThreads, 1)), cpuStep
-		if gpu && (python || s.graphics.engine == "") {
-			rate, flops, step = gpuBytesPerS, gpuFlops, gpuStep
-		} else if python {
-			rate /= 2 // f32
-		}
-		if serial {
-			step += pythonStep
-		}
-		prompt := c.Prompt
-		if t, err := plan.TaskByKey(c.Task); err == nil {
-			prompt = (t.InputTokens[0] + t.InputTokens[1]) / 2
-		}
-		at := c.Concurrency
-		if serial {
-			at = 1
-		}
-		token := step + max(bytes/rate, 2*params*float64(at)/flops)
-		round := float64(at)*2*params*float64(prompt)/flops + float64(c.Sampling.MaxTokens)*token
-		sum += cellOverhead + round*float64(c.Requests+c.Warmup*c.Concurrency)/float64(at) + c.Cooldown.Seconds()
-		if b.server == nil {
-			sum += bytes / loadBytesPerS
-		}
-	}
-	for _, b := range s.holders() {
-		if b.server == nil {
-			continue
-		}
-		start := engineStart + bytes/loadBytesPerS
-		if b.server.Python != "" {
-			start += pythonStart
-		}
-		if s.serverInTurn() {
+		start := s.guessStart(b, m)
+		if s.serverInTurn() && len(s.plan.Backends) > 1 {
 			start *= float64(s.plan.Repeats)
 		}
-		sum += start
+		starts += start
+	}
+	loads := map[string]float64{}
+	for _, c := range s.cells {
+		d := s.guessCell(c, m) + c.Cooldown.Seconds()
+		sum += d
+		loads[c.Load()] += d
+	}
+	if len(loads) > 0 {
+		least = slices.Min(slices.Collect(maps.Values(loads)))
+	}
+	return starts + sum, starts + least
+}
+
+// startsServer says that a backend is a server that is started here.
+func (s *setup) startsServer(name string) bool {
+	b, err := s.known.find(name)
+	return err == nil && b.server != nil && s.plan.Endpoints[name] == ""
+}
+
+// isTransformers says that a server runs on Transformers' own generate.
+func isTransformers(b backend) bool {
+	return b.server != nil && strings.HasPrefix(b.server.Python, "transformers")
+}
+
+// guessStart is what the start of a server takes, s.
+func (s *setup) guessStart(b backend, m *model) float64 {
+	start := engineStart
+	switch {
+	case isTransformers(b):
+		start = torchStart
+	case b.server.Python != "" || s.contained(b):
+		start = graphStart
+	}
+	return start + float64(m.shape.TensorBytes)/loadBytesPerS
+}
+
+// guessCell is what a cell takes when its server is up, s, without its cooldown.
+func (s *setup) guessCell(c plan.Cell, m *model) float64 {
+	b, err := s.known.find(c.Backend)
+	if err != nil {
+		return cellOverhead
+	}
+	gpu := len(s.graphics.rooms) > 0 && s.engine.GPULayers != 0
+	bytes, params := float64(m.shape.TensorBytes), float64(m.shape.Params)
+	python := b.server != nil && b.server.Python != ""
+	serial := isTransformers(b)
+	rate, flops, step := cpuBytesPerS, cpuFlops*float64(max(s.engine.BatchThreads, 1)), cpuStep
+	if gpu && (python || s.graphics.engine == "") {
+		rate, flops, step = gpuBytesPerS, gpuFlops, gpuStep
+	} else if python {
+		rate /= 2 // f32
+	}
+	at := c.Concurrency
+	if serial {
+		step += pythonLayerStep * float64(m.shape.Layers)
+		at = 1
+	}
+	prompt := c.Prompt
+	if t, err := plan.TaskByKey(c.Task); err == nil {
+		prompt = (t.InputTokens[0] + t.InputTokens[1]) / 2
+	}
+	token := step + max(bytes/rate, 2*params*float64(at)/flops)
+	round := float64(at)*2*params*float64(prompt)/flops + float64(c.Sampling.MaxTokens)*token
+	sum := cellOverhead + round*float64(c.Requests+c.Warmup*c.Concurrency)/float64(at)
+	if b.server == nil {
+		sum += bytes / loadBytesPerS
 	}
 	return sum
 }

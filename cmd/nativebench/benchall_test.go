@@ -456,59 +456,26 @@ func TestOrderOfCells(t *testing.T) {
 func TestCompareTimeBudget(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "run")
 	code, _, stderr := invoke(t, small("fake,twin", out, "--time-budget", "1ns")...)
-	if code != exitOK || !strings.Contains(stderr, "the time budget of 1ns is spent: 4 of 4 cells were not started; go on with: nativebench compare --resume "+out) {
+	if code != exitOK || !strings.Contains(stderr, "the time budget of 1ns has no room for more: 4 of 4 cells were not started; go on with: nativebench compare --resume "+out) {
 		t.Fatalf("status %d: %s", code, stderr)
 	}
 	if left := readRun(t, out).Remaining(); len(left) != 4 {
 		t.Fatalf("left: %v", left)
 	}
-	if code, _, stderr := invoke(t, "compare", "--resume", out, "--time-budget", "1h", "--format", "none"); code != exitOK || strings.Contains(stderr, "is spent") {
+	for _, why := range []string{"fake, gpt2, repeat 1: not run: no time: its shortest cell takes about ", " and 0.0s of the time budget of 0.0s were left"} {
+		if !strings.Contains(stderr, why) {
+			t.Errorf("no %q in %s", why, stderr)
+		}
+	}
+	for _, c := range readRun(t, out).Cells() {
+		if !strings.Contains(c.Why(), "not run: no time: ") {
+			t.Errorf("%s: %s", c.ID, c.Why())
+		}
+	}
+	if code, _, stderr := invoke(t, "compare", "--resume", out, "--time-budget", "1h", "--format", "none"); code != exitOK || strings.Contains(stderr, "no room") {
 		t.Fatalf("status %d: %s", code, stderr)
 	}
-	if left := readRun(t, out).Remaining(); len(left) > 0 {
-		t.Errorf("left: %v", left)
-	}
-}
-
-// Turns get equal shares of the time, what one leaves goes to the others, and a
-// load is measured of all backends of a turn or of none.
-func TestSharesOfTime(t *testing.T) {
-	pretendGPU(t, filepath.Join(t.TempDir(), "no such device"))
-	s := &setup{known: testRegistry(), plan: plan.Default(), budget: 100 * time.Second}
-	s.plan.Backends = []string{"fake", "twin"}
-	cells, err := s.plan.Cells() // three repeats of 4 tasks × 2 modes × 2 backends
-	if err != nil {
-		t.Fatal(err)
-	}
-	now := time.Unix(0, 0)
-	sh := s.newShares(cells, func() time.Time { return now })
-	ran := map[int]map[string]int{}
-	for _, c := range cells { // each cell takes 5 s
-		if !sh.start(s.turnOf(c), c.Load()) {
-			continue
-		}
-		if ran[c.Repeat] == nil {
-			ran[c.Repeat] = map[string]int{}
-		}
-		ran[c.Repeat][c.Load()]++
-		now = now.Add(5 * time.Second)
-	}
-	for repeat := range 3 {
-		if n := len(ran[repeat]); n < 3 || n > 4 {
-			t.Errorf("repeat %d: %d loads ran", repeat, n)
-		}
-		for load, n := range ran[repeat] {
-			if n != 2 {
-				t.Errorf("repeat %d: %s was measured of %d backends", repeat, load, n)
-			}
-		}
-	}
-	now = time.Unix(200, 0)
-	if sh.rest() {
-		t.Error("there is time after the end")
-	}
-	s.budget = 0
-	if sh := s.newShares(cells, time.Now); !sh.start(s.turnOf(cells[0]), "") {
-		t.Error("no limit is no limit")
+	if run := readRun(t, out); len(run.Remaining()) > 0 || len(run.Manifest.NotRun) > 0 {
+		t.Errorf("left: %v, not run: %v", run.Remaining(), run.Manifest.NotRun)
 	}
 }

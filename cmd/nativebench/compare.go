@@ -114,7 +114,10 @@ func (s *setup) readyToRun(stop *stopper, out io.Writer) error {
 
 // runAndReport runs the cells and reports the directory, however the run ends.
 func (s *setup) runAndReport(c *cli.Context, stop *stopper, manifest *results.Manifest, todo []int) (err error) {
-	x := &execution{setup: s, stop: stop, show: newProgress(c.App.ErrWriter, s.at(todo)), manifest: manifest, attempt: map[string]int{}}
+	x := &execution{setup: s, stop: stop, show: newProgress(c.App.ErrWriter, s.at(todo)), manifest: manifest, costs: s.newCosts(), attempt: map[string]int{}}
+	for _, run := range startsOf(c.Context) {
+		x.costs.learnStarts(run)
+	}
 	if x.command, err = cellProcess(); err != nil {
 		return err
 	}
@@ -153,7 +156,7 @@ func (s *setup) runAndReport(c *cli.Context, stop *stopper, manifest *results.Ma
 		fmt.Fprintln(c.App.ErrWriter, line)
 	}
 	if s.budget > 0 && x.left > 0 && !stop.stopped() && err == nil {
-		fmt.Fprintf(c.App.ErrWriter, "the time budget of %s is spent: %d of %d cells were not started; go on with: nativebench %s --resume %s\n", s.budget, x.left, len(todo), c.Command.Name, s.out)
+		fmt.Fprintf(c.App.ErrWriter, "the time budget of %s has no room for more: %d of %d cells were not started; go on with: nativebench %s --resume %s\n", s.budget, x.left, len(todo), c.Command.Name, s.out)
 	}
 	switch {
 	case err != nil:

@@ -24,6 +24,7 @@ type execution struct {
 
 	w        *results.Writer
 	manifest *results.Manifest
+	costs    *costs
 	attempt  map[string]int // the next one, by cell
 	seats    *seats
 	vetting  *vetting // nil: not to be done
@@ -55,41 +56,54 @@ func (x *execution) run(todo []int) (err error) {
 			x.show.note("warning: " + stopErr.Error())
 		}
 	}()
-	share := x.newShares(x.at(todo), time.Now)
-	late, err := x.pass(todo, func(c plan.Cell) bool { return share.start(x.turnOf(c), c.Load()) })
-	if err != nil || len(late) == 0 {
-		return err
+	share := x.newShares(todo, x.costs, time.Now)
+	for {
+		i, ok := share.next()
+		if !ok || x.stop.stopped() {
+			break
+		}
+		c := x.cells[i]
+		if !x.pause(c.Cooldown) {
+			break
+		}
+		x.show.start(c.ID())
+		if err := x.vetModel(c.Model); err != nil {
+			return err
+		}
+		if x.stop.stopped() {
+			break
+		}
+		x.show.start(c.ID()) // anew: making all ready and checking them is not its time
+		if err := x.cell(c); err != nil {
+			return err
+		}
 	}
-	_, err = x.pass(late, func(plan.Cell) bool { return share.rest() })
-	return err
+	return x.noteNotRun(share)
 }
 
-// pass runs the cells that may start and returns the others.
-func (x *execution) pass(todo []int, may func(plan.Cell) bool) (late []int, err error) {
-	for _, i := range todo {
-		if x.stop.stopped() {
-			return nil, nil
-		}
-		if !may(x.cells[i]) {
-			late = append(late, i)
-			continue
-		}
-		if !x.pause(x.cells[i].Cooldown) {
-			return nil, nil
-		}
-		x.show.start(x.cells[i].ID())
-		if err := x.vetModel(x.cells[i].Model); err != nil {
-			return nil, err
-		}
-		if x.stop.stopped() {
-			return nil, nil
-		}
-		x.show.start(x.cells[i].ID()) // anew: making all ready and checking them is not its time
-		if err := x.cell(x.cells[i]); err != nil {
-			return nil, err
-		}
+// noteNotRun tells of the parts of the run for which there was no time.
+func (x *execution) noteNotRun(share *shares) error {
+	var none []results.NotRun
+	if x.budget > 0 && !x.stop.stopped() {
+		none = share.notRun()
 	}
-	return late, nil
+	if len(none) == 0 && len(x.manifest.NotRun) == 0 {
+		return nil
+	}
+	for i, n := range none {
+		if i > 0 && none[i-1].Reason == n.Reason && none[i-1].Backend == n.Backend && none[i-1].Model == n.Model {
+			continue // another repeat
+		}
+		var repeats []int
+		for _, m := range none[i:] {
+			if m.Reason == n.Reason && m.Backend == n.Backend && m.Model == n.Model {
+				repeats = append(repeats, m.Repeat+1)
+			}
+		}
+		x.show.note(fmt.Sprintf("%s, %s, repeat %s: not run: %s", n.Backend, n.Model, joined(repeats), n.Reason))
+	}
+	x.manifest.NotRun = none
+	return x.w.SetManifest(x.manifest)
 }
 
 // pause waits before a cell; false if it was cut short by a stop.
@@ -137,13 +151,18 @@ func (x *execution) cell(c plan.Cell) error {
 	}
 	x.show.phase("making " + b.name + " ready")
 	ctx, cancel := x.stop.either()
+	from := time.Now()
 	seat, started, died, err := x.seats.get(ctx, b, c.Model)
+	if started {
+		x.costs.noteStart(served{b.name, c.Model}, time.Since(from))
+	}
 	stopped := ctx.Err() != nil
 	cancel()
 	if died != "" {
 		x.show.note(fmt.Sprintf("%s: %s; started again", b.name, died))
 	}
 	if err != nil {
+		x.costs.noteCell(c, time.Since(from))
 		ev.State, ev.Class, ev.Reason = results.CellFailed, classOf(err), fmt.Sprintf("%s did not become ready: %s", b.name, oneLine(err))
 		if stopped {
 			ev.State, ev.Class, ev.Reason = results.CellInterrupted, string(bench.Cancelled), "stopped by the user before the backend was ready"
@@ -156,7 +175,12 @@ func (x *execution) cell(c plan.Cell) error {
 	if err := x.vet(b, seat, c.Model); err != nil {
 		return err
 	}
-	return x.measure(c, job, seat, started, ev.Warnings)
+	if died == "" { // another start is the cell's time: the next cell may need one, too
+		from = time.Now()
+	}
+	err = x.measure(c, job, seat, started, ev.Warnings)
+	x.costs.noteCell(c, time.Since(from))
+	return err
 }
 
 // measure runs the cell's process beside its telemetry.

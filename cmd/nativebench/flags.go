@@ -251,7 +251,7 @@ func weightFlags() []cli.Flag {
 // outputFlags say where a run goes and how it is shown.
 func outputFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.DurationFlag{Name: "time-budget", Category: flagsHow, Usage: "start no cell after so long, and what is worth most first: streams before sync, few requests at once before many; each repeat gets an equal share. The run is completed with --resume. 0: no limit"},
+		&cli.DurationFlag{Name: "time-budget", Category: flagsHow, Usage: "start no cell after so long, and as many loads as can be measured of all backends in all repeats until then, starts of servers included; what is worth most first: streams before sync, few requests at once before many. The run is completed with --resume. 0: no limit"},
 		&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Category: flagsOutput, Usage: "`DIR`: run directory to make", DefaultText: "runs/<time>-<model>"},
 		&cli.StringFlag{Name: "resume", Category: flagsOutput, Usage: "`DIR`: complete the run in it: only its cells that are not done are run"},
 		&cli.StringFlag{Name: "format", Category: flagsOutput, Value: "terminal", Usage: "`FORMAT`: of the report at the end: terminal, markdown, csv, json, or none"},

@@ -71,6 +71,7 @@ func wantError(t *testing.T, err error, parts ...string) {
 
 func TestWhatIsWrittenIsRead(t *testing.T) {
 	m := sampleManifest()
+	m.NotRun = []NotRun{{Backend: "native", Model: "gpt2", Repeat: 0, Reason: "it has run since"}, {Backend: "native", Model: "gpt2", Repeat: 1, Reason: "no time: 2 s were left"}}
 	w := create(t, m)
 	id := m.Cells[0].ID
 	events := []CellEvent{
@@ -118,7 +119,13 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 	if c := cells[0]; !c.Done() || len(c.Records) != 3 || len(c.Measured()) != 2 || c.Missing != 0 {
 		t.Errorf("first cell: %s, %d records, %d measured, %d missing", c.State, len(c.Records), len(c.Measured()), c.Missing)
 	}
-	for _, c := range cells[1:] {
+	if c := cells[0]; c.NotRun != "" || c.Why() != "" {
+		t.Errorf("a cell that was run: %q", c.Why())
+	}
+	if c := cells[3]; c.State != CellNotRun || c.Why() != "not run: no time: 2 s were left" {
+		t.Errorf("cell %s: %s, %q", c.ID, c.State, c.Why())
+	}
+	for _, c := range cells[1:3] {
 		if c.State != CellNotRun || c.Why() != "not run" {
 			t.Errorf("cell %s: %s, %q", c.ID, c.State, c.Why())
 		}

@@ -34,6 +34,8 @@ type CellResult struct {
 	Attempts int
 	// Event is the last event; nil when not run.
 	Event *CellEvent
+	// NotRun is why it was not run, where the manifest tells.
+	NotRun string
 	// Records are those of the attempt that counts, warm-up included, in the
 	// order they were written (which is the order of completion).
 	Records []*Record
@@ -62,6 +64,9 @@ func (c *CellResult) Why() string {
 	case CellDone:
 		return ""
 	case CellNotRun:
+		if c.NotRun != "" {
+			return "not run: " + c.NotRun
+		}
 		return "not run"
 	case CellCutOff:
 		return "cut off: nativebench ended while it ran"
@@ -102,8 +107,15 @@ func (r *Run) Cells() []CellResult {
 		}
 	}
 	for i := range out {
-		if c := &out[i]; c.State == CellDone {
+		switch c := &out[i]; c.State {
+		case CellDone:
 			c.Missing = max(0, c.Requests-len(c.Measured()))
+		case CellNotRun:
+			for _, n := range r.Manifest.NotRun {
+				if n.Backend == c.Backend && n.Model == c.Model && n.Repeat == c.Repeat {
+					c.NotRun = n.Reason
+				}
+			}
 		}
 	}
 	return out

@@ -45,6 +45,16 @@ type Manifest struct {
 	// SameModel is what was found, before measuring, of whether the backends run
 	// the same model; filled as they start. Empty where it was not asked.
 	SameModel []SameModel `json:"same_model,omitempty"`
+	// NotRun says why parts of the run have not begun.
+	NotRun []NotRun `json:"not_run,omitempty"`
+}
+
+// NotRun is a backend with a model in one repeat.
+type NotRun struct {
+	Backend string `json:"backend"`
+	Model   string `json:"model"`
+	Repeat  int    `json:"repeat"` // from 0
+	Reason  string `json:"reason"` // one clause
 }
 
 // Cell names one planned cell and what is needed to group it, so that reports
