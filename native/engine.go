@@ -38,7 +38,10 @@ type Engine struct {
 	free []int // slots without a session
 }
 
-var _ bench.Backend = (*Engine)(nil)
+var (
+	_ bench.Backend = (*Engine)(nil)
+	_ bench.Batched = (*Engine)(nil)
+)
 
 // Open loads cfg.ModelPath. progress, if not nil, is called from Open's
 // goroutine with the loaded fraction (0 to 1) a few times a second. Cancelling

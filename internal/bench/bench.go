@@ -34,6 +34,14 @@ type Profiled interface {
 	StopProfile(ctx context.Context) error
 }
 
+// Batched is a Backend that counts how it batches what its sessions ask for.
+type Batched interface {
+	// Passes are how often all weights were read since the backend was opened, and
+	// how many rows were computed in these passes for nobody, so that they are
+	// fewer. Both 0: it does not know. Any goroutine may call it.
+	Passes() (passes, filled int64)
+}
+
 // Session is one client's seat at a backend. One goroutine at a time.
 type Session interface {
 	// Prepare readies req off the clock: the body is built, the prompt is in

@@ -428,6 +428,20 @@ func machineColumns() []Column {
 			Clock:      "CLOCK_MONOTONIC", Window: perCell,
 			Cell: func(_ *Group, c *Cell) (float64, bool) { return float64(c.LoadNS) / 1e9, c.LoadNS > 0 },
 		},
+		{
+			Key: "passes", Name: "passes over the weights", Unit: "passes", Better: Neither,
+			Definition: "how often the engine read all weights in a cell's window, for prompts and for tokens. In process, with tokens chosen on a GPU, only: elsewhere llama.cpp divides the batches itself, and servers do not tell",
+			Clock:      "counted by the engine", Window: perCell,
+			Cell:   func(_ *Group, c *Cell) (float64, bool) { return float64(c.Passes), c.Passes > 0 },
+			Absent: func(*Group) string { return "only the engine in process counts them, where it chooses tokens on a GPU" },
+		},
+		{
+			Key: "filled_rows", Name: "rows for nobody", Unit: "rows", Better: Neither,
+			Definition: "rows that the engine computed in these passes for nobody, so that the passes are fewer: in gaps between slots that generate, and behind the shorter of two prompts. Their time and energy are in every number beside it",
+			Clock:      "counted by the engine", Window: perCell,
+			Cell:   func(_ *Group, c *Cell) (float64, bool) { return float64(c.FilledRows), c.Passes > 0 },
+			Absent: func(*Group) string { return "only the engine in process counts them, where it chooses tokens on a GPU" },
+		},
 	}
 }
 

@@ -72,6 +72,7 @@ type Cell struct {
 	// LoadNS and FirstConnNS are 0 where there is none; PeakRSS and PeakPSS, in
 	// bytes, are 0 or below where they are not known.
 	LoadNS, FirstConnNS int64
+	Passes, FilledRows  int64 // over the weights, and rows computed in them for nobody; 0 passes: not known
 	PeakRSS, PeakPSS    int64
 	CPUSeconds          float64 // of the backend's process tree; 0 or below: not known
 	// GPU is what the GPUs that the backend used did, and GPUMissing why that is

@@ -213,6 +213,7 @@ func cellOf(c results.CellResult) measure.Cell {
 		m.Busy = slices.Contains(e.Doubts, results.DoubtBusy)
 		m.CacheHits = slices.Contains(e.Doubts, results.DoubtCacheHits)
 		m.Window, m.LoadNS, m.FirstConnNS = e.WindowNS, e.LoadNS, e.FirstConnNS
+		m.Passes, m.FilledRows = e.Passes, e.FilledRows
 		m.GPU, m.GPUMissing = gpuOf(e), e.GPUMissing
 		if e.Host != nil {
 			m.PeakRSS, m.PeakPSS, m.CPUSeconds = e.Host.PeakRSS, e.Host.PeakPSS, e.Host.CPUSeconds

@@ -257,6 +257,8 @@ type CellEvent struct {
 	LoadNS      int64              `json:"load_ns,omitempty"`       // model load in the child
 	FirstConnNS int64              `json:"first_conn_ns,omitempty"` // opening the first connection
 	WindowNS    [2]int64           `json:"window_ns,omitzero"`      // measured window: first start, last end
+	Passes      int64              `json:"passes,omitempty"`        // over the weights, in the measured window
+	FilledRows  int64              `json:"filled_rows,omitempty"`   // computed in them for nobody
 	Memory      []bench.MemoryPart `json:"memory,omitempty"`
 	Host        *HostUse           `json:"host,omitempty"`
 	Server      *ServerUse         `json:"server,omitempty"`

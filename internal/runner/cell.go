@@ -108,8 +108,13 @@ func RunCell(ctx context.Context, drain <-chan struct{}, job Job, b bench.Backen
 	if err != nil {
 		c.halt.Store(true) // what cannot be captured need not be done
 	}
+	passes := passesOf(b)
 	close(c.start)
 	busy.Wait()
+	for i, n := range passesOf(b) {
+		passes[i] = n - passes[i]
+	}
+	ev.Passes, ev.FilledRows = passes[0], passes[1]
 	stopErr := captured()
 	close(c.finished)
 	<-written
@@ -122,6 +127,14 @@ func RunCell(ctx context.Context, drain <-chan struct{}, job Job, b bench.Backen
 		ev.Warnings = append(ev.Warnings, fmt.Sprintf("the profiler's capture could not be ended: %v", stopErr))
 	}
 	return ev
+}
+
+// passesOf are what a bench.Batched counts; of any other zeros.
+func passesOf(b bench.Backend) (n [2]int64) {
+	if c, ok := b.(bench.Batched); ok {
+		n[0], n[1] = c.Passes()
+	}
+	return n
 }
 
 // captureLimit bounds the end of a capture: a server may write for minutes

@@ -146,6 +146,41 @@ func TestEveryRequestOnce(t *testing.T) {
 
 // The backend sees exactly the concurrency: it answers only when that many
 // requests have come in, and counts how many there are at once.
+// batched is a backend that counts passes: 10 before any, and one for each session.
+type batched struct {
+	bench.Backend
+	n atomic.Int64
+}
+
+func (b *batched) NewSession(l bench.Limits) (bench.Session, error) {
+	s, err := b.Backend.NewSession(l)
+	return countedSession{s, b}, err
+}
+
+func (b *batched) Passes() (passes, filled int64) { return 10 + b.n.Load(), 2 * b.n.Load() }
+
+type countedSession struct {
+	bench.Session
+	b *batched
+}
+
+func (s countedSession) Generate(ctx context.Context, tr *bench.Trace) error {
+	defer s.b.n.Add(1)
+	return s.Session.Generate(ctx, tr)
+}
+
+// What a backend counts is told of the measured window alone.
+func TestPassesOfTheWindow(t *testing.T) {
+	b := &batched{Backend: benchtest.NewFake(benchtest.FakeConfig{})}
+	ev := RunCell(context.Background(), nil, testJob(6, 2, 1), b, new(keeper).keep)
+	if ev.State != results.CellDone || ev.Passes != 6 || ev.FilledRows != 12 {
+		t.Errorf("%s %s: %d passes, %d rows filled, want 6 and 12: the warm-up's 2 requests are not among them", ev.State, ev.Reason, ev.Passes, ev.FilledRows)
+	}
+	if ev = RunCell(context.Background(), nil, testJob(2, 1, 0), benchtest.NewFake(benchtest.FakeConfig{}), new(keeper).keep); ev.Passes != 0 {
+		t.Errorf("%d passes of a backend that does not count", ev.Passes)
+	}
+}
+
 func TestConcurrencyIsKept(t *testing.T) {
 	const workers, rounds = 6, 5
 	var inside, most atomic.Int64
