@@ -321,28 +321,35 @@ bool Loop::admit() {
 }
 
 // line_up puts into lined_ the slots of a step, in the order in which they get
-// room: of prompts one that has begun, so that it is finished before the next
-// begins, or the oldest; then its neighbours as long as they follow each other, then
-// the others by age.
-// llama.cpp computes neighbouring sequences in one pass over the weights, and any
-// others in passes of their own.
+// room. Of prompts one that has begun, so that it is finished before the next
+// begins; the oldest that waits, which therefore waits for at most one; then its
+// neighbours as long as they follow each other, then the others by age. llama.cpp
+// computes neighbouring sequences in one pass over the weights, and any others in
+// passes of their own.
 void Loop::line_up(bool prefill) {
     lined_.clear();
     for (Slot *s : active_) {
         s->in_batch = 0;
         if (s->decoding() != prefill) lined_.push_back(s);
     }
-    if (!prefill || lined_.empty()) return;
-    const auto begun = std::find_if(lined_.begin(), lined_.end(), [](const Slot *s) { return s->n_past > 0; });
-    if (begun != lined_.end()) std::rotate(lined_.begin(), begun, begun + 1);
-    int32_t low = lined_[0]->id, high = low, tokens = static_cast<int32_t>(lined_[0]->prompt.size()) - lined_[0]->n_past;
-    for (auto next = lined_.begin() + 1; tokens < chunk_; next++) {
+    if (!prefill) return;
+    const auto left   = [](const Slot *s) { return static_cast<int32_t>(s->prompt.size()) - s->n_past; };
+    const auto begun  = std::find_if(lined_.begin(), lined_.end(), [](const Slot *s) { return s->n_past > 0; });
+    auto       next   = lined_.begin();
+    int32_t    tokens = 0;
+    if (begun != lined_.end()) {
+        std::rotate(next, begun, begun + 1);
+        tokens += left(*next++);
+    }
+    if (next == lined_.end()) return;
+    int32_t low = (*next)->id, high = low;
+    for (tokens += left(*next++); tokens < chunk_; next++) {
         const auto beside = [&](const Slot *s) { return s->id == low - 1 || s->id == high + 1; };
         const auto found  = std::find_if(next, lined_.end(), beside);
         if (found == lined_.end()) return;
         low  = std::min(low, (*found)->id);
         high = std::max(high, (*found)->id);
-        tokens += static_cast<int32_t>((*found)->prompt.size()) - (*found)->n_past;
+        tokens += left(*found);
         std::rotate(next, found, found + 1);
     }
 }

@@ -350,13 +350,43 @@ class LlamaModel : public Model {
         fills_               = gpu_ && !llama_model_is_recurrent(m) && !llama_model_is_hybrid(m) && llama_model_n_swa(m) == 0;
         threads_             = std::make_unique<Threads>(ctx_.get(), p.n_threads, p.n_threads_batch);
         batch_               = llama_batch_init(p.n_batch, 0, 1);
-        if (gpu_) warm();
     }
     ~LlamaModel() override {
         llama_detach_threadpool(ctx_.get());
         llama_batch_free(batch_);
         ggml_backend_event_free(ready_);
         ggml_backend_event_free(taken_);
+    }
+
+    // warm computes batches of many widths that may come. A device loads a
+    // kernel when it is first wanted, and which one that is depends on the width: on
+    // an H100 the first prompt of GPT-2 took 159 ms, the second, 5 tokens longer, 20,
+    // and each one after them 3.
+    void warm() {
+        if (!gpu_) return;
+        const int32_t most = std::min({static_cast<int32_t>(llama_n_ubatch(ctx_.get())), n_ctx_slot_, params_.n_batch,
+                                       ready_ ? INT32_MAX : 8}); // the host loads none; it only tries the way
+        const Range   range("warm-up");
+        const auto    step = [&](int32_t slots, int32_t tokens) {
+            std::vector<Entry> batch;
+            std::vector<Draw>  draws;
+            for (int32_t slot = 0; slot < slots; slot++) {
+                for (int32_t i = 0; i < tokens; i++) batch.push_back({0, i, slot, i == tokens - 1, false});
+                draws.push_back({static_cast<int32_t>(batch.size()) - 1, slot % 2 ? 0.0f : 1.0f, 0.9f, 0.5, false, 0});
+            }
+            decode_and_choose(batch, tokens > 1, &draws);
+            for (int32_t slot = 0; slot < slots; slot++) clear(slot);
+        };
+        for (int32_t n = 1, by; n <= most; n += by) {
+            step(1, n);
+            by = n < 16 ? 1 : n < 128 ? 8 : 32;
+        }
+        for (int32_t slots = 2; slots <= std::min(4, params_.n_slots); slots += 2) {
+            for (int32_t n = 16; n * slots <= most; n *= 2) step(slots, n);
+        }
+        for (int32_t n = 2; n < std::min(params_.n_slots, most); n += std::max(1, n / 4)) step(n, 1);
+        for (int32_t i = 0; i < 3; i++) step(std::min(params_.n_slots, most), 1); // as often as it takes for a CUDA graph
+        n_passes_ = n_filled_ = 0;
     }
 
     const Vocab &vocab() const override { return vocab_; }
@@ -532,33 +562,6 @@ class LlamaModel : public Model {
         }
     }
 
-    // warm computes batches of all the widths that are to come. A device loads a
-    // kernel when it is first wanted, and which one that is depends on the width: on
-    // an H100 the first prompt of GPT-2 took 159 ms, the second, 5 tokens longer, 20,
-    // and each one after them 3.
-    void warm() {
-        const int32_t most = std::min({static_cast<int32_t>(llama_n_ubatch(ctx_.get())), n_ctx_slot_, params_.n_batch,
-                                       ready_ ? INT32_MAX : 8}); // the host loads none; it only tries the way
-        const Range   range("warm-up");
-        const auto    step = [&](int32_t slots, int32_t tokens) {
-            std::vector<Entry> batch;
-            std::vector<Draw>  draws;
-            for (int32_t slot = 0; slot < slots; slot++) {
-                for (int32_t i = 0; i < tokens; i++) batch.push_back({0, i, slot, i == tokens - 1, false});
-                draws.push_back({static_cast<int32_t>(batch.size()) - 1, slot % 2 ? 0.0f : 1.0f, 0.9f, 0.5, false, 0});
-            }
-            decode_and_choose(batch, tokens > 1, &draws);
-            for (int32_t slot = 0; slot < slots; slot++) clear(slot);
-        };
-        for (int32_t n = 1, by; n <= most; n += by) {
-            step(1, n);
-            by = n < 16 ? 1 : n < 128 ? 8 : 32;
-        }
-        for (int32_t n = 2; n < std::min(params_.n_slots, most); n += std::max(1, n / 4)) step(n, 1);
-        for (int32_t i = 0; i < 3; i++) step(std::min(params_.n_slots, most), 1); // as often as it takes for a CUDA graph
-        n_passes_ = n_filled_ = 0;
-    }
-
     // compute starts the computation of a batch.
     void compute(const std::vector<Entry> &batch) {
         batch_.n_tokens = static_cast<int32_t>(batch.size());
@@ -710,11 +713,11 @@ class LlamaModel : public Model {
         ggml_backend_tensor_get(keep_->logits, &fetched_[at], 0, n * rows * sizeof(float));
     }
 
-    // What a pass costs, in rows: on an H100 one of Llama 2 7B takes 5.5 ms, each
-    // further sequence 0.1 ms and each token of a prompt 0.045 ms; one of GPT-2
-    // 0.66, 0.023 and 0.0075 ms. Sequences are fewer here than that makes, since a
-    // row at the end of a long context costs more.
-    static constexpr size_t kFillDecode = 16, kFillPrompt = 96;
+    // What is computed for nobody to save a pass. On an H100 a pass of Llama 2 7B over
+    // one row takes 5.6 ms, 7 rows more 2.3 ms, 63 more 6.8; each token of a prompt
+    // 0.045 ms. One of GPT-2 takes 0.66 ms, 63 rows more 1.5, a token 0.0075. So both
+    // bounds are below the price of a pass.
+    static constexpr size_t kFillDecode = 12, kFillPrompt = 80;
 
     // Order matters: the context goes before its threads, its model and its samplers.
     ModelPtr                  model_;
@@ -773,7 +776,9 @@ std::unique_ptr<Model> load_model(const nb_params &p, nb_progress *progress) {
             return pr->cancel == 0;
         };
     }
-    return std::make_unique<LlamaModel>(p, load_weights(p.model_path, mp, progress));
+    auto model = std::make_unique<LlamaModel>(p, load_weights(p.model_path, mp, progress));
+    model->warm();
+    return model;
 }
 
 std::unique_ptr<Vocab> load_vocab(const char *gguf_path) {

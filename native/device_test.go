@@ -4,7 +4,10 @@ package native
 
 import (
 	"context"
+	"errors"
 	"math"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -113,13 +116,12 @@ func TestLogitsFromTheDevice(t *testing.T) {
 	wg.Wait()
 }
 
-// Prompts of unlike lengths beside each other, slots that fall empty between
-// others, and one that holds no token more than it needs: passes are filled with
-// rows for nobody, and no answer changes by them.
+// Passes are filled with rows for nobody in slots that are empty, that hold half a
+// prompt, or whose prompt is shorter than its neighbour's; and not where a slot has
+// no room for them. No answer changes by it.
 func TestFilledPassesChangeNoAnswer(t *testing.T) {
-	const context64 = 64
 	open := func(where string) *Engine {
-		e, err := Open(context.Background(), Config{ModelPath: tiny(t), Slots: 5, Context: context64, PrefillChunk: 256, Sampling: where}, nil)
+		e, err := Open(context.Background(), Config{ModelPath: tiny(t), Slots: 4, Context: 256, PrefillChunk: 220, Sampling: where}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -127,70 +129,72 @@ func TestFilledPassesChangeNoAnswer(t *testing.T) {
 		return e
 	}
 	host, device := open("host"), open("device")
-	prompts := []string{"Once upon a time", "a", "The quick brown fox jumps over the lazy dog and goes on", "b c", "There was"}
-	lengths := []int{40, 3, 30, 2, 40}
-	type answer struct{ prompt, tokens []int32 }
-	const rounds = 4 // of each session; a slot is empty between two
-	answers := make([][]answer, len(prompts))
-	var wg sync.WaitGroup
-	for i := range prompts {
-		ids, err := device.Tokenize(prompts[i])
-		if err != nil {
-			t.Fatal(err)
+	seats := make([]bench.Session, 4)
+	for i := range seats {
+		seats[i] = seat(t, device)
+	}
+	prompt := func(tokens int) string {
+		text := strings.Repeat(" a", tokens)
+		if ids, err := device.Tokenize(text); err != nil || len(ids) != tokens {
+			t.Fatalf("%d tokens in the prompt, want %d: %v", len(ids), tokens, err)
 		}
-		if i == 0 {
-			lengths[i] = context64 - len(ids) // to the last token of its slot
+		return text
+	}
+	// ask has a slot answer, and its answer judged: greedy, so each token is the
+	// likeliest after those before it, or as good as that: sums over batches of other
+	// shapes round otherwise.
+	ask := func(slot, tokens, output int) {
+		req := request(prompt(tokens), output, true)
+		tr := bench.NewTrace(output)
+		if err := errors.Join(seats[slot].Prepare(req), seats[slot].Generate(context.Background(), tr)); err != nil {
+			t.Errorf("slot %d: %v", slot, err)
+			return
 		}
-		s, err := device.NewSession(bench.Limits{OutputTokens: lengths[i]})
-		if err != nil {
-			t.Fatal(err)
+		ids, _ := device.Tokenize(req.Prompt)
+		rows, err := host.Logits(append(ids, tr.Tokens[:len(tr.Tokens)-1]...), len(tr.Tokens))
+		if err != nil || len(tr.Tokens) != output {
+			t.Errorf("slot %d: %d of %d tokens: %v", slot, len(tr.Tokens), output, err)
+			return
 		}
-		defer s.Close()
-		wg.Go(func() {
-			for range rounds {
-				req := &bench.Request{Prompt: prompts[i], Stream: true, Sampling: bench.Sampling{TopP: 1, MaxTokens: lengths[i], IgnoreEOS: true}}
-				if err := s.Prepare(req); err != nil {
-					t.Error(err)
-					return
-				}
-				tr := &bench.Trace{}
-				if err := s.Generate(context.Background(), tr); err != nil {
-					t.Error(err)
-					return
-				}
-				answers[i] = append(answers[i], answer{ids, tr.Tokens})
+		for k, row := range rows {
+			best := slices.Max(row)
+			if got := row[tr.Tokens[k]]; float64(best-got) > 1e-2*math.Max(1, math.Abs(float64(best))) {
+				t.Errorf("slot %d: token %d has logit %g, the best is %g", slot, k, got, best)
+				return
+			}
+		}
+	}
+	// together has several slots answer at once until rows were filled.
+	together := func(what string, slots ...func()) {
+		t.Helper()
+		for range 50 {
+			_, before := device.Passes()
+			var wg sync.WaitGroup
+			for _, f := range slots {
+				wg.Go(f)
+			}
+			wg.Wait()
+			if _, after := device.Passes(); after > before || t.Failed() {
+				return
+			}
+		}
+		t.Errorf("%s: no rows were filled", what)
+	}
+	together("an empty slot between two that generate", func() { ask(0, 120, 30) }, func() { ask(2, 120, 30) }) // too long to be filled up themselves
+	together("prompts of unlike lengths", func() { ask(0, 10, 1) }, func() { ask(1, 40, 1) }) // one token: no decode steps
+	// Slot 1's prompt takes two chunks: between them it holds tokens, and stands
+	// between two that generate; with the second, of 20 tokens, comes the prompt of
+	// slot 2, whose length it cannot be filled up to.
+	together("half a prompt between two that generate",
+		func() { ask(0, 3, 40) }, func() { ask(3, 3, 40) },
+		func() {
+			for range 4 {
+				ask(1, 240, 2)
+			}
+		},
+		func() {
+			for range 4 {
+				ask(2, 90, 2)
 			}
 		})
-	}
-	wg.Wait()
-	passes, filled := device.Passes()
-	if passes == 0 || filled == 0 {
-		t.Errorf("%d passes with %d rows filled: nothing was put to the test", passes, filled)
-	}
-	for i, all := range answers {
-		if len(all) != rounds {
-			t.Fatalf("slot %d answered %d of %d requests", i, len(all), rounds)
-		}
-		for _, a := range all {
-			if len(a.tokens) != lengths[i] {
-				t.Fatalf("slot %d: %d tokens, want %d", i, len(a.tokens), lengths[i])
-			}
-			// Greedy: each token is the likeliest after those before it, or as good as
-			// that: sums over batches of other shapes round otherwise.
-			ids := append(append([]int32(nil), a.prompt...), a.tokens[:len(a.tokens)-1]...)
-			rows, err := host.Logits(ids, len(a.tokens))
-			if err != nil {
-				t.Fatal(err)
-			}
-			for k, row := range rows {
-				best := row[0]
-				for _, x := range row {
-					best = max(best, x)
-				}
-				if got := row[a.tokens[k]]; float64(best-got) > 1e-2*math.Max(1, math.Abs(float64(best))) {
-					t.Fatalf("slot %d: token %d has logit %g, the best is %g", i, k, got, best)
-				}
-			}
-		}
-	}
 }

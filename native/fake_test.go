@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -259,6 +261,47 @@ func TestNeighboursPromptsGoTogether(t *testing.T) {
 		return
 	}
 	t.Fatal("the long prompt was never long enough")
+}
+
+// TestNoPromptStarves: two neighbours send long prompts without a pause, each of
+// which ends in the middle of a chunk that the other fills. A third slot's prompt
+// begins all the same as soon as the one that was being computed is through.
+func TestNoPromptStarves(t *testing.T) {
+	e, err := Open(context.Background(), Config{
+		Dir: fakeDir(t), ModelPath: "fake:prompt_us=20", Slots: 4, Threads: 1, Context: 1024, PrefillChunk: 400,
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	seats := make([]bench.Session, 4)
+	for i := range seats {
+		seats[i] = seat(t, e)
+	}
+	const enough = 40 // answers of the neighbours after which the third has been forgotten
+	var third atomic.Bool
+	var answers, overtook atomic.Int64
+	var wg sync.WaitGroup
+	for _, s := range seats[:2] {
+		wg.Go(func() {
+			for answers.Load() < 4 || !third.Load() && overtook.Load() < enough {
+				generate(t, s, request(strings.Repeat("x", 901), 1, true))
+				if answers.Add(1) > 4 {
+					overtook.Add(1)
+				}
+			}
+		})
+	}
+	for answers.Load() < 4 { // both go round
+		time.Sleep(time.Millisecond)
+	}
+	generate(t, seats[3], request("short", 1, true))
+	third.Store(true)
+	wg.Wait()
+	// Those that were under way when it came, and what ran until it was noticed.
+	if n := overtook.Load(); n >= enough {
+		t.Errorf("%d answers came before that of the oldest", n)
+	}
 }
 
 func TestEngineFailureIsThatRequestsAlone(t *testing.T) {

@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "14df923a01810089ce136d8ff37ce990b5312e9cb6bf5384a539594e9b0fc6f3"
+const SourceHash = "8b974500c5a37b3dc263470c9406f8edb2d4758ff3ca624f7d744921f72434e8"

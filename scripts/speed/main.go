@@ -14,6 +14,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -26,6 +27,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/nativebench/nativebench/internal/bench"
 	"github.com/nativebench/nativebench/native"
 )
 
@@ -154,11 +156,7 @@ func child(o options) error {
 	}
 	defer e.Close()
 	out := measured{Rates: map[string]float64{}}
-	for _, part := range e.Memory() {
-		if part.Part == "weights" {
-			out.Bytes += part.Bytes
-		}
-	}
+	out.Bytes = weightBytes(e.Memory())
 	for _, k := range g.kinds {
 		var rates []float64
 		for i := range o.reps + 1 {
@@ -352,6 +350,23 @@ func compare(o options) error {
 		fmt.Print(a.roofline())
 	}
 	return nil
+}
+
+// weightBytes is what a token reads of the weights: what lies on the device that
+// computes, without the table of embeddings that stays on the host, of which a
+// token looks up one row.
+func weightBytes(parts []bench.MemoryPart) (device int64) {
+	var host int64
+	for _, part := range parts {
+		switch {
+		case part.Part != "weights":
+		case part.Device == "CPU":
+			host += part.Bytes
+		default:
+			device += part.Bytes
+		}
+	}
+	return cmp.Or(device, host)
 }
 
 // roofline holds the raw decode speed of one sequence against what reading all
