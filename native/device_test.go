@@ -181,7 +181,7 @@ func TestFilledPassesChangeNoAnswer(t *testing.T) {
 		t.Errorf("%s: no rows were filled", what)
 	}
 	together("an empty slot between two that generate", func() { ask(0, 120, 30) }, func() { ask(2, 120, 30) }) // too long to be filled up themselves
-	together("prompts of unlike lengths", func() { ask(0, 10, 1) }, func() { ask(1, 40, 1) }) // one token: no decode steps
+	together("prompts of unlike lengths", func() { ask(0, 10, 1) }, func() { ask(1, 40, 1) })                   // one token: no decode steps
 	// Slot 1's prompt takes two chunks: between them it holds tokens, and stands
 	// between two that generate; with the second, of 20 tokens, comes the prompt of
 	// slot 2, whose length it cannot be filled up to.

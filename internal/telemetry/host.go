@@ -22,7 +22,9 @@ import (
 // own network traffic makes it too, so it is not counted as load from
 // elsewhere. In a container the CPU counters are those of the whole machine; where
 // this process may use some of its CPUs only (taskset, a control group's cpuset),
-// those of these: what runs on the others is not in the way.
+// those of these: what runs on the others is not in the way. Where at the first
+// sample a process of the measurement may use others (an attached server), those
+// of the whole machine again.
 func Host(ours func() []int) Probe {
 	roots := func() []int {
 		pids := []int{os.Getpid()}
@@ -93,8 +95,27 @@ func (p *hostProbe) Sample(into map[string]float64) error {
 	return errors.Join(errs...)
 }
 
+// stray tells whether a process of the measurement may run outside the set.
+func (p *hostProbe) stray(set *unix.CPUSet) bool {
+	for _, pid := range p.tree.roots() {
+		var theirs unix.CPUSet
+		if pid == os.Getpid() || unix.SchedGetaffinity(pid, &theirs) != nil {
+			continue // it is this one, or has ended
+		}
+		for i := range theirs {
+			if theirs[i]&^set[i] != 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 func (p *hostProbe) cpu(into map[string]float64) error {
 	err := p.tree.update()
+	if !p.begun && p.cpus != nil && p.stray(p.cpus) {
+		p.cpus = nil
+	}
 	b, readErr := p.file.read("/proc/stat")
 	if readErr != nil {
 		return errors.Join(err, readErr)

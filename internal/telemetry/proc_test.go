@@ -96,10 +96,19 @@ func TestTheHostIsTheCPUsWeMayUse(t *testing.T) {
 	if pinned.cpus == nil || *pinned.cpus != one {
 		t.Fatalf("bound to one CPU, it looks at %v", pinned.cpus)
 	}
-	mine := sample(t, pinned)["work_seconds"]
-	all := &hostProbe{tree: pinned.tree}
-	if everything := sample(t, all)["work_seconds"]; mine <= 0 || mine >= everything {
-		t.Errorf("one CPU has done %v s of work, all %v s", mine, everything)
+	everything := sample(t, &hostProbe{tree: pinned.tree})["work_seconds"]
+	if mine := sample(t, pinned)["work_seconds"]; mine <= 0 || mine >= everything {
+		t.Errorf("one CPU has done %v s of work, all %v s before", mine, everything)
+	}
+	// A server that was there before us is not bound by our mask.
+	other := startRole(t, "hold")
+	if err := unix.SchedSetaffinity(other.cmd.Process.Pid, &was); err != nil {
+		t.Fatal(err)
+	}
+	beside := Host(func() []int { return []int{other.cmd.Process.Pid} }).(*hostProbe)
+	sample(t, beside)
+	if beside.cpus != nil {
+		t.Error("an attached server may use other CPUs, which are not looked at")
 	}
 }
 
