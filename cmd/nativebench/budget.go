@@ -30,10 +30,11 @@ type shares struct {
 	group  func(plan.Cell) turn // what a server is started for
 	starts func(plan.Cell) bool // whether one is
 
-	at       int           // turn that runs
-	inTurn   bool          // one server is up at a time
-	up       map[turn]bool // what servers are up for
-	promised []int         // cells of the load and turn that run: others of it have begun
+	at       int             // turn that runs
+	inTurn   bool            // one server is up at a time
+	up       map[turn]bool   // what servers are up for
+	promised []int           // cells of the load and turn that run: others of it have begun
+	wanted   map[served]bool // what there is time for, as the last choice was made
 	ran      map[turn]bool
 }
 
@@ -135,6 +136,10 @@ func (sh *shares) choose() (int, bool) {
 			}
 		}
 		chosen := sh.fitting(ahead, rest)
+		sh.wanted = map[served]bool{}
+		for i := range chosen {
+			sh.wanted[turnOf(sh.cells[i]).served] = true
+		}
 		for k, i := range ahead {
 			if !chosen[i] {
 				continue
@@ -148,6 +153,20 @@ func (sh *shares) choose() (int, bool) {
 		}
 	}
 	return 0, false
+}
+
+// foresees says that there is time for a cell of w, as far as can be told.
+func (sh *shares) foresees(w served) bool { return sh.budget == 0 || sh.wanted[w] }
+
+// isUp notes a server that was started before its first cell: that has no start
+// in it any more.
+func (sh *shares) isUp(w served) {
+	for _, c := range sh.cells {
+		if turnOf(c).served == w && sh.starts(c) {
+			sh.up[sh.group(c)] = true
+			return
+		}
+	}
 }
 
 // fitting are the cells of those ahead for which there is time.
