@@ -378,6 +378,7 @@ func (w *wholeBench) run(c *cli.Context, known registry, dir string) error {
 	}
 	omitted := slices.Clone(w.Omitted)
 	code := exitOK
+	before := w.remaining(dir)
 	for i, r := range w.Runs {
 		if run := r.progressOf(dir); run != nil && len(run.Remaining()) == 0 {
 			continue
@@ -422,10 +423,26 @@ func (w *wholeBench) run(c *cli.Context, known registry, dir string) error {
 	if code == exitInterrupted {
 		fmt.Fprintf(c.App.ErrWriter, "stopped; go on with: nativebench bench-all --out %s\n", dir)
 	}
+	if !end.IsZero() && code == exitOK && before > 0 && w.remaining(dir) == before {
+		fmt.Fprintf(c.App.ErrWriter, "nativebench: --time-budget %s: nothing was measured: there is no time for a single cell: give more\n", c.Duration("time-budget"))
+		code = exitError
+	}
 	if code != exitOK {
 		return exitStatus(code)
 	}
 	return nil
+}
+
+// remaining is how many cells have no result yet.
+func (w *wholeBench) remaining(dir string) (n int) {
+	for _, r := range w.Runs {
+		if run := r.progressOf(dir); run != nil {
+			n += len(run.Remaining())
+		} else {
+			n += r.Cells
+		}
+	}
+	return n
 }
 
 // share is what a run may take of the time that is left for it and those after

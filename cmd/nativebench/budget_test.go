@@ -132,6 +132,8 @@ func TestTimeGoesToWhatCanBeCompared(t *testing.T) {
 		{"slower than foreseen", true, 102 * sec, 0.3, three, "native 8+8, llama-server 8+8, transformers 1+0", []string{"llama-server/0", "transformers/0", "llama-server/1", "llama-server/0"}},
 		{"no time for two", true, 4 * sec, 1, three, "native 1+1, llama-server 0+0, transformers 0+0", nil},
 		{"no time for two repeats", true, 2 * sec, 1, three, "native 1+0, llama-server 0+0, transformers 0+0", nil},
+		{"nothing is kept from the first load", false, 1600 * time.Millisecond, 1, three[:1], "native 1+0", nil},
+		{"nor from its other repeats", true, 3200 * time.Millisecond, 1, three, "native 1+1, llama-server 0+0, transformers 0+0", nil},
 		{"no time", true, 1 * sec, 1, three, "native 0+0, llama-server 0+0, transformers 0+0", nil},
 		{"one backend, started once", true, 70 * sec, 1, three[2:], "transformers 1+1", each[1:2]},
 		{"beside each other", false, 102 * sec, 1, three, "native 7+7, llama-server 7+7, transformers 1+1", each[:2]},
@@ -180,6 +182,36 @@ func TestTimeLeftForTheLastRepeat(t *testing.T) {
 	second.Repeat = 1
 	if got := r.shares.notRun(); !slices.Equal(got, []results.NotRun{want, second}) {
 		t.Errorf("not run: %+v", got)
+	}
+}
+
+// The reason names what decided: two repeats, or what is kept back.
+func TestWhyThereIsNoTime(t *testing.T) {
+	for _, tc := range []struct {
+		budget time.Duration
+		says   string
+	}{
+		{4 * sec, "its shortest cell takes about 1.5s, and 1.0s of the time budget of 4.0s were left"},
+		{5 * sec, "its shortest cell takes about 1.5s, two repeats 3.0s, and 2.0s of the time budget of 5.0s were left"},
+		{6200 * time.Millisecond, "its shortest cell takes about 1.5s, two repeats 3.0s, and 3.2s of the time budget of 6.2s were left, 0.3s of it kept for what takes longer than foreseen"},
+		{6400 * time.Millisecond, ""},
+	} {
+		r := newTimed(t, false, tc.budget, "native")
+		r.plan.Models, r.plan.Tasks, r.plan.Concurrency = []string{"gpt2", "phi-2"}, []string{"chat"}, []int{1}
+		var err error
+		if r.setup.cells, err = r.plan.Cells(); err != nil {
+			t.Fatal(err)
+		}
+		r.run()
+		var want []results.NotRun
+		for repeat := range 2 {
+			if tc.says != "" {
+				want = append(want, results.NotRun{Backend: "native", Model: "phi-2", Repeat: repeat, Reason: "no time: " + tc.says})
+			}
+		}
+		if got := r.shares.notRun(); !slices.Equal(got, want) {
+			t.Errorf("of %s: %+v", tc.budget, got)
+		}
 	}
 }
 

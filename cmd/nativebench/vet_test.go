@@ -92,6 +92,10 @@ func TestVettingIsPartOfTheTime(t *testing.T) {
 				t.Fatal(err)
 			}
 			if len(ran) == 0 {
+				twin := slices.IndexFunc(x.cells, func(c plan.Cell) bool { return c.Backend == "twin" })
+				if got := x.share.least(twin); tc.starts > 0 && got != sec {
+					t.Errorf("of %s: the first cell of a server that is up is foreseen to take %s", tc.budget, got)
+				}
 				now = now.Add(12 * sec) // of all that and asking
 			}
 			now = now.Add(sec)
