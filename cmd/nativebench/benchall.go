@@ -372,29 +372,20 @@ func roughly(s float64) string {
 // run measures what is left, run by run, and writes the report however that
 // ends.
 func (w *wholeBench) run(c *cli.Context, known registry, dir string) error {
-	var end time.Time
-	if b := c.Duration("time-budget"); b > 0 {
-		end = time.Now().Add(b)
-	}
+	budget := c.Duration("time-budget")
 	omitted := slices.Clone(w.Omitted)
 	code := exitOK
 	before := w.remaining(dir)
-	for i, r := range w.Runs {
-		if run := r.progressOf(dir); run != nil && len(run.Remaining()) == 0 {
-			continue
+	err := w.inTurn(dir, budget, time.Now, func(i int, budget time.Duration, again bool) (int, error) {
+		r := w.Runs[i]
+		heading := fmt.Sprintf("── %s, run %d of %d", r.Name, i+1, len(w.Runs))
+		if again {
+			heading += ", again with the time that is left"
 		}
-		budget := time.Duration(0)
-		if !end.IsZero() {
-			rest := time.Until(end)
-			if rest <= 0 {
-				break
-			}
-			budget = w.share(dir, i, rest)
-		}
-		fmt.Fprintf(c.App.ErrWriter, "── %s, run %d of %d\n\n", r.Name, i+1, len(w.Runs))
+		fmt.Fprintf(c.App.ErrWriter, "%s\n\n", heading)
 		args, err := r.command(dir, budget)
 		if err != nil {
-			return err
+			return exitError, err
 		}
 		said := &lastSaid{to: c.App.ErrWriter}
 		status := runWith(withStarts(c.Context, w.begun(dir)), io.Discard, said, append([]string{c.App.Name}, args...), known)
@@ -409,13 +400,14 @@ func (w *wholeBench) run(c *cli.Context, known registry, dir string) error {
 			code = max(code, exitCellsFailed)
 			omitted = append(omitted, report.Omission{What: r.Name, Why: "compare ended with status " + fmt.Sprint(status) + ": " + said.text()})
 		}
-		if status == exitInterrupted {
-			break
-		}
+		return status, nil
+	})
+	if err != nil {
+		return err
 	}
 	why := "not begun: nativebench was stopped before"
-	if !end.IsZero() && code != exitInterrupted {
-		why = fmt.Sprintf("not begun: the time budget of %s was spent", c.Duration("time-budget"))
+	if budget > 0 && code != exitInterrupted {
+		why = fmt.Sprintf("not begun: the time budget of %s was spent", budget)
 	}
 	if err := w.report(c, dir, w.unbegun(dir, omitted, why)); err != nil {
 		return err
@@ -423,14 +415,67 @@ func (w *wholeBench) run(c *cli.Context, known registry, dir string) error {
 	if code == exitInterrupted {
 		fmt.Fprintf(c.App.ErrWriter, "stopped; go on with: nativebench bench-all --out %s\n", dir)
 	}
-	if !end.IsZero() && code == exitOK && before > 0 && w.remaining(dir) == before {
-		fmt.Fprintf(c.App.ErrWriter, "nativebench: --time-budget %s: nothing was measured: there is no time for a single cell: give more\n", c.Duration("time-budget"))
+	if budget > 0 && code == exitOK && before > 0 && w.remaining(dir) == before {
+		fmt.Fprintf(c.App.ErrWriter, "nativebench: --time-budget %s: nothing was measured: there is no time for a single cell: give more\n", budget)
 		code = exitError
 	}
 	if code != exitOK {
 		return exitStatus(code)
 	}
 	return nil
+}
+
+// inTurn measures the runs that are not complete, one after the other, each for
+// its part of the budget (0: no limit). What is left of that in the end goes to
+// those that could do more with it.
+func (w *wholeBench) inTurn(dir string, budget time.Duration, now func() time.Time, measure func(i int, budget time.Duration, again bool) (status int, err error)) error {
+	end := now().Add(budget)
+	good := map[int]bool{}
+	for _, again := range []bool{false, true} {
+		for i, r := range w.Runs {
+			run := r.progressOf(dir)
+			if run != nil && len(run.Remaining()) == 0 {
+				continue
+			}
+			mine := time.Duration(0)
+			if budget > 0 {
+				rest := end.Sub(now())
+				if rest <= 0 {
+					return nil
+				}
+				if mine = w.share(dir, i, rest); again {
+					mine = rest
+				}
+			}
+			if again && (budget == 0 || !good[i] || !r.hasTime(run, mine)) {
+				continue
+			}
+			status, err := measure(i, mine, again)
+			if err != nil || status == exitInterrupted {
+				return err
+			}
+			good[i] = status == exitOK
+		}
+	}
+	return nil
+}
+
+// hasTime says that a run is worth beginning again: its shortest cell has time,
+// and so has what starts before that if none was measured.
+func (r wholeRun) hasTime(run *results.Run, rest time.Duration) bool {
+	shortest := r.Least
+	began := map[string]int64{}
+	for _, e := range run.Events {
+		switch e.State {
+		case results.CellStarted:
+			began[e.Cell] = e.T
+		case results.CellDone:
+			if at, known := began[e.Cell]; known {
+				shortest = min(shortest, float64(e.T-at)/1e9)
+			}
+		}
+	}
+	return shortest <= rest.Seconds()
 }
 
 // remaining is how many cells have no result yet.
@@ -512,7 +557,7 @@ func (r wholeRun) command(whole string, budget time.Duration) ([]string, error) 
 	}
 	args = append(args, "--format", noReport)
 	if budget > 0 {
-		args = append(args, "--time-budget", budget.Round(time.Millisecond).String())
+		args = append(args, "--time-budget", max(time.Millisecond, budget.Round(time.Millisecond)).String()) // 0 is no limit
 	}
 	return args, nil
 }

@@ -284,6 +284,63 @@ func TestRunsShareTime(t *testing.T) {
 	}
 }
 
+// Time that the last run leaves goes to runs that have cells left, if one of these
+// has time.
+func TestTimeLeftGoesBackToRuns(t *testing.T) {
+	for _, tc := range []struct {
+		budget time.Duration
+		last   int // status of c
+		want   string
+	}{
+		// a could do more than its share; b takes too long; c is complete at once.
+		{100 * sec, exitOK, "a b c a+"},
+		{35 * sec, exitOK, "a b c"}, // a's cell has no time any more
+		{100 * sec, exitCellsFailed, "a b c a+"},
+		{100 * sec, exitInterrupted, "a b c"},
+		{0, exitOK, "a b c"},
+	} {
+		dir := t.TempDir()
+		w := &wholeBench{Runs: []wholeRun{{Name: "a", Seconds: 100, Least: 10}, {Name: "b", Seconds: 100, Least: 1000}, {Name: "c", Seconds: 100, Least: 10}}}
+		now := time.Unix(0, 0)
+		var order []string
+		err := w.inTurn(dir, tc.budget, func() time.Time { return now }, func(i int, budget time.Duration, again bool) (int, error) {
+			name := w.Runs[i].Name
+			if (budget == 0) != (tc.budget == 0) || budget > max(0, tc.budget-now.Sub(time.Unix(0, 0))) {
+				t.Errorf("of %s: %s gets %s after %s", tc.budget, name, budget, now.Sub(time.Unix(0, 0)))
+			}
+			if again {
+				order = append(order, name+"+")
+				return exitOK, nil
+			}
+			order = append(order, name)
+			now = now.Add(10 * sec)
+			m := &results.Manifest{Schema: results.Schema, Cells: []results.Cell{{ID: "1"}, {ID: "2"}}}
+			rw, err := results.Create(w.Runs[i].dir(dir), m)
+			if err != nil {
+				return exitError, err
+			}
+			for k, c := range m.Cells {
+				if name == "b" || name == "a" && k > 0 || name == "c" && tc.last != exitOK && k > 0 {
+					break
+				}
+				for at, state := range []results.CellState{results.CellStarted, results.CellDone} {
+					if err := rw.Event(results.CellEvent{Cell: c.ID, Attempt: 1, State: state, T: int64(at+1) * int64(6*sec)}); err != nil {
+						return exitError, err
+					}
+				}
+			}
+			status := exitOK
+			if name == "c" {
+				status = tc.last
+			}
+			return status, rw.Close()
+		})
+		if got := strings.Join(order, " "); err != nil || got != tc.want {
+			t.Errorf("of %s, c ends with %d: %s, want %s; %v", tc.budget, tc.last, got, tc.want, err)
+		}
+	}
+}
+
 // Starts of servers are foreseen apart: libraries and compilers take longest.
 func TestStartsAreForeseen(t *testing.T) {
 	pretendGPU(t, filepath.Join(t.TempDir(), "no such device"))
