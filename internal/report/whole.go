@@ -98,7 +98,7 @@ func WholeJSON(w io.Writer, runs []*results.Run, of Whole) error {
 		Omitted []Omission  `json:"omitted"`
 		Answers []answer    `json:"answers"`
 		Claims  []jsonClaim `json:"claims"`
-	}{Schema: wholeSchema, Kind: "nativebench answers", Command: of.Command, Omitted: orEmpty(of.Omitted), Answers: []answer{}}
+	}{Schema: wholeSchema, Kind: "nativebench answers", Command: unlimited(of.Command), Omitted: orEmpty(of.Omitted), Answers: []answer{}}
 	for _, v := range d.runs {
 		out.Runs = append(out.Runs, v.Dir)
 		for _, l := range v.loads {
@@ -296,11 +296,11 @@ func (d *document) wholeHeading(of Whole) section {
 		}
 	}
 	if len(of.Command) > 0 {
-		say("made by", "%s", strings.Join(of.Command, " "))
+		say("made by", "%s", strings.Join(unlimited(of.Command), " "))
 	}
 	for _, v := range d.runs {
 		if len(v.Manifest.Command) > 0 {
-			say(strings.TrimSpace("run "+v.label+" alone"), "%s", strings.Join(v.Manifest.Command, " "))
+			say(strings.TrimSpace("run "+v.label+" alone"), "%s", strings.Join(unlimited(v.Manifest.Command), " "))
 		}
 	}
 	for i := len(s.facts) - 1; i > 0; i-- {
@@ -309,6 +309,21 @@ func (d *document) wholeHeading(of Whole) section {
 		}
 	}
 	return s
+}
+
+// unlimited is a command line without the time budget of the call that began: it
+// decides how far one call comes, not what is measured, and others went on.
+func unlimited(command []string) []string {
+	var args []string
+	for i := 0; i < len(command); i++ {
+		switch name, _, joined := strings.Cut(strings.TrimLeft(command[i], "-"), "="); {
+		case name != "time-budget" || !strings.HasPrefix(command[i], "-"):
+			args = append(args, command[i])
+		case !joined:
+			i++ // its value
+		}
+	}
+	return args
 }
 
 // inShort counts, by model and task, in how many loads each backend came first.

@@ -425,7 +425,8 @@ func TestWholeReport(t *testing.T) {
 	}
 	sweep.add(cellSpec{task: "context", mode: "stream", backend: "vllm", concurrency: 1, requests: 6, maxTokens: 30, prompt: 512, state: results.CellNotRun})
 	runs := []*results.Run{f.run, sweep.run}
-	of := Whole{Command: []string{"nativebench", "bench-all"}, Omitted: []Omission{{"tgi", "no container"}, {"phi-2", "no weights"}}}
+	f.run.Manifest.Command = []string{"nativebench", "compare", "--model", "gpt2", "--time-budget", "40.32s", "--out", "runs/gpt2-tasks"}
+	of := Whole{Command: []string{"nativebench", "bench-all", "--time-budget=2h", "--models", "gpt2"}, Omitted: []Omission{{"tgi", "no container"}, {"phi-2", "no weights"}}}
 	var md, term, js bytes.Buffer
 	if err := WholeMarkdown(&md, runs, of); err != nil {
 		t.Fatal(err)
@@ -439,12 +440,16 @@ func TestWholeReport(t *testing.T) {
 	for _, text := range []string{md.String(), term.String()} {
 		for _, want := range []string{
 			"tgi: no container", "phi-2: no weights", "1 cell never started", "synthetic weights", "vllm 2 of 2 (2)", "llama-server", "◀",
+			"nativebench bench-all --models gpt2", "nativebench compare --model gpt2 --out runs/gpt2-tasks",
 			"At what memory", "how it scales with requests at once", "context scaling", "per 1000 tokens", "128 tokens", "not measured", "borne out", "What to doubt",
 		} {
 			if !strings.Contains(text, want) {
 				t.Errorf("no %q in:\n%s", want, text)
 			}
 		}
+	}
+	if all := md.String() + term.String() + js.String(); strings.Contains(all, "time-budget") {
+		t.Error("a command has the time budget of the call that began")
 	}
 	for line := range strings.Lines(term.String()) {
 		if n := len([]rune(strings.TrimRight(line, "\n"))); n > maxWidth {
