@@ -459,7 +459,7 @@ func (v *runView) medians(take func(*load) bool, key string, label func(*load) s
 		}
 		rank, ranked := l.rank(key, anyBackend)
 		r := row{cells: []field{{main: label(l)}}}
-		some := false
+		some, noted := false, len(n.texts)
 		for _, b := range backends {
 			value, ratio := field{main: "—", tone: faint}, field{}
 			for _, s := range l.seats {
@@ -492,9 +492,11 @@ func (v *runView) medians(take func(*load) bool, key string, label func(*load) s
 			}
 			r.cells = append(r.cells, value, ratio)
 		}
-		if some {
-			g.rows = append(g.rows, r)
+		if !some {
+			n.texts = n.texts[:noted] // no row refers to them
+			continue
 		}
+		g.rows = append(g.rows, r)
 	}
 	return g
 }

@@ -3,6 +3,7 @@ package report
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"math"
 	"os"
 	"path/filepath"
@@ -482,5 +483,46 @@ func TestWholeReport(t *testing.T) {
 	})
 	if i < 0 || out.Answers[i].First != "vllm" || len(out.Answers[i].Medians) != 4 {
 		t.Errorf("answers %+v", out.Answers)
+	}
+}
+
+// Every footnote of a table is referred to in it, also where loads have no row
+// since nobody answered them.
+func TestNotesAreReferredTo(t *testing.T) {
+	refused := func(r *results.Record) { r.Class, r.Error = bench.Refused, "too many" }
+	f := newFixture("runs/x", "native", "vllm")
+	for repeat := range 2 {
+		for _, b := range []string{"native", "vllm"} {
+			f.add(cellSpec{task: "chat", mode: "stream", backend: b, concurrency: 1, repeat: repeat, requests: 6, maxTokens: 30})
+			f.add(cellSpec{task: "chat", mode: "stream", backend: b, concurrency: 8, repeat: repeat, requests: 16, maxTokens: 30, change: refused})
+			f.add(cellSpec{task: "context", mode: "stream", backend: b, concurrency: 1, repeat: repeat, prompt: 64, requests: 6, maxTokens: 30})
+			f.add(cellSpec{task: "context", mode: "stream", backend: b, concurrency: 1, repeat: repeat, prompt: 128, requests: 6, maxTokens: 30, change: refused})
+			f.add(cellSpec{task: "context", mode: "sync", backend: b, concurrency: 1, repeat: repeat, prompt: 64, requests: 6, maxTokens: 30, change: refused})
+			f.add(cellSpec{task: "context", mode: "sync", backend: b, concurrency: 1, repeat: repeat, prompt: 128, requests: 6, maxTokens: 30, change: refused})
+		}
+	}
+	d, err := newDocument([]*results.Run{f.run})
+	if err != nil {
+		t.Fatal(err)
+	}
+	noted := 0
+	for _, s := range d.whole(Whole{}) {
+		var said strings.Builder
+		for _, g := range s.grids {
+			for _, r := range g.rows {
+				for _, c := range r.cells {
+					said.WriteString(c.main + " " + c.aside + " ")
+				}
+			}
+		}
+		for i, text := range s.notes {
+			noted++
+			if !strings.Contains(said.String(), fmt.Sprintf("[%d]", i+1)) {
+				t.Errorf("%s: nothing refers to [%d] %s", s.title, i+1, text)
+			}
+		}
+	}
+	if noted == 0 {
+		t.Error("there are no notes")
 	}
 }
