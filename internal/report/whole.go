@@ -328,13 +328,8 @@ func unlimited(command []string) []string {
 
 // inShort counts, by model and task, in how many loads each backend came first.
 func (d *document) inShort() section {
-	s := section{
-		title: "For which task is which stack fastest", rank: 1,
-		lead: []string{
-			"In how many loads (modes and numbers of requests at once) of a task a backend has the best median, of all and of the servers alone. " +
-				"In brackets: in how many of these the difference to the next one passes a test; without that it may be chance. The numbers follow by model.",
-		},
-	}
+	s := section{title: "For which task is which stack fastest", rank: 1}
+	alone := false // there is a row of servers alone
 	g := grid{columns: []column{{head: "model · task"}, {head: "total latency", left: true}, {head: "first token", left: true}, {head: "requests/s", left: true}}}
 	keys := []string{"e2e", "ttft", "req_per_s"}
 	for _, v := range d.runs {
@@ -372,6 +367,7 @@ func (d *document) inShort() section {
 				}
 				if rivals {
 					g.rows = append(g.rows, r)
+					alone = alone || of.label != name
 				}
 			}
 		}
@@ -379,6 +375,14 @@ func (d *document) inShort() section {
 	if len(g.rows) == 0 {
 		s.lead = []string{"Not answered: no load was measured of more than one backend."}
 		return s
+	}
+	among := ""
+	if alone {
+		among = ", of all and of the servers alone"
+	}
+	s.lead = []string{
+		"In how many loads (modes and numbers of requests at once) of a task a backend has the best median" + among + ". " +
+			"In brackets: in how many of these the difference to the next one passes a test; without that it may be chance. The numbers follow by model.",
 	}
 	s.grids = []grid{g}
 	return s

@@ -526,3 +526,28 @@ func TestNotesAreReferredTo(t *testing.T) {
 		t.Error("there are no notes")
 	}
 }
+
+// The table of firsts speaks of servers alone where it has a row of them.
+func TestServersAloneAreSpokenOf(t *testing.T) {
+	for _, tc := range []struct {
+		backends []string
+		want     bool
+	}{
+		{[]string{"native", "vllm"}, false},
+		{[]string{"native", "llama-server", "vllm"}, true},
+	} {
+		f := newFixture("runs/x", tc.backends...)
+		for _, b := range tc.backends {
+			f.add(cellSpec{task: "chat", mode: "stream", backend: b, concurrency: 1, requests: 6, maxTokens: 30})
+		}
+		d, err := newDocument([]*results.Run{f.run})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := d.inShort()
+		row := slices.ContainsFunc(s.grids[0].rows, func(r row) bool { return strings.Contains(r.cells[0].main, "servers alone") })
+		if lead := strings.Contains(s.lead[0], "of the servers alone"); row != tc.want || lead != tc.want || !strings.Contains(s.lead[0], "the best median") {
+			t.Errorf("%v: a row of servers alone: %t; %s", tc.backends, row, s.lead[0])
+		}
+	}
+}
