@@ -49,6 +49,7 @@ type wholeRun struct {
 	Model    string   `json:"model"`
 	Args     []string `json:"args"` // of compare, without --out
 	Backends []string `json:"backends"`
+	Notes    []string `json:"notes,omitempty"` // where it is not what was asked word for word
 
 	// What was foreseen.
 	Cells    int     `json:"cells"`
@@ -139,7 +140,7 @@ func benchAllAction(c *cli.Context, known registry) error {
 		return err
 	}
 	if c.Bool("plan") {
-		w.print(c.App.Writer, dir)
+		w.print(c.App.Writer, dir, c.Duration("time-budget"))
 		return nil
 	}
 	if c.Bool("report") {
@@ -161,10 +162,7 @@ func benchAllAction(c *cli.Context, known registry) error {
 		return err
 	}
 	defer release()
-	w.print(c.App.ErrWriter, dir)
-	if b := c.Duration("time-budget"); b > 0 {
-		fmt.Fprintf(c.App.ErrWriter, "Time budget: %s\n\n", b)
-	}
+	w.print(c.App.ErrWriter, dir, c.Duration("time-budget"))
 	return w.run(c, known, dir)
 }
 
@@ -314,8 +312,9 @@ func (w *wholeBench) pace(dir string) float64 {
 	return took / foreseen
 }
 
-// print says what will be done, what it takes, and what is left out.
-func (w *wholeBench) print(out io.Writer, dir string) {
+// print says what will be done, what it takes, and what is left out. A budget of
+// 0 is no limit.
+func (w *wholeBench) print(out io.Writer, dir string, budget time.Duration) {
 	t := plainTable()
 	t.AppendHeader(tableRow("run", "backends", "cells", "requests", "about", "RAM", "GPU memory", "weights to write"))
 	pace := w.pace(dir)
@@ -345,6 +344,23 @@ func (w *wholeBench) print(out io.Writer, dir string) {
 		how = "of what is left, by the cells that are done"
 	}
 	fmt.Fprintf(out, "\nTimes: %s. Memory is what is in use at once at most, estimated.\n", how)
+	if budget > 0 {
+		covers := "covers all"
+		if seconds > budget.Seconds() {
+			covers = "does not cover all, and what has no time is left out"
+		}
+		fmt.Fprintf(out, "Time budget: %s, which the runs share: by these times it %s.\n", budget, covers)
+	}
+	noted := false
+	for _, r := range w.Runs {
+		for _, text := range r.Notes {
+			if !noted {
+				fmt.Fprintln(out, "\nNotes:")
+			}
+			noted = true
+			fmt.Fprintf(out, "  %s: %s\n", r.Name, text)
+		}
+	}
 	if len(w.Omitted) > 0 {
 		fmt.Fprintln(out, "\nLeft out:")
 		for _, o := range w.Omitted {

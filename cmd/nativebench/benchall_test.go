@@ -55,6 +55,33 @@ func TestBenchAllPlanWritesNothing(t *testing.T) {
 	}
 }
 
+// The plan says for how much of it there is time, and which lengths of prompts are
+// not those asked for.
+func TestBenchAllPlanSaysWhatIsNotAsAsked(t *testing.T) {
+	if os.Getenv(native.EnvDir) == "" {
+		t.Skip(native.EnvDir + " is not set: no vocabulary to make prompts of exact lengths with")
+	}
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	pretendGPU(t, filepath.Join(t.TempDir(), "no such device"))
+	for budget, says := range map[string]string{
+		"1s":   "Time budget: 1s, which the runs share: by these times it does not cover all, and what has no time is left out.\n",
+		"100h": "Time budget: 100h0m0s, which the runs share: by these times it covers all.\n",
+		"":     "",
+	} {
+		args := []string{"bench-all", "--models", "gpt2", "--backends", "fake", "--tasks", "chat", "--concurrency", "1", "--context-sweep", "128,5000", "--out", filepath.Join(t.TempDir(), "all"), "--plan"}
+		if budget != "" {
+			args = append(args, "--time-budget", budget)
+		}
+		code, stdout, stderr := invoke(t, args...)
+		if code != exitOK || !strings.Contains(stdout, says) || strings.Contains(stdout, "Time budget") != (budget != "") {
+			t.Errorf("--time-budget %s: status %d, no %q in\n%s%s", budget, code, says, stdout, stderr)
+		}
+		if !strings.Contains(stdout, "  gpt2-context: gpt2: prompts of 5000 tokens were capped to 992: ") || strings.Contains(stdout, "tasks chat were left out") {
+			t.Errorf("lengths in\n%s", stdout)
+		}
+	}
+}
+
 func TestBenchAllRefuses(t *testing.T) {
 	t.Setenv("XDG_CACHE_HOME", t.TempDir())
 	t.Setenv("HF_HUB_CACHE", t.TempDir())
