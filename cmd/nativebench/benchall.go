@@ -133,8 +133,8 @@ func benchAllAction(c *cli.Context, known registry) error {
 	begun := w != nil
 	asked := optionsOf(c)
 	if begun {
-		if len(asked) > 0 && !maps.Equal(asked, w.Options) {
-			return refuse("--out %s: it was begun with %s, which other flags would change: leave them away to complete it, or name another --out", dir, optionText(w.Options))
+		if changed := changedOptions(asked, w.Options); len(changed) > 0 {
+			return refuse("--out %s: it was begun with other flags (%s): give none of them to complete it, or name another --out", dir, strings.Join(changed, "; "))
 		}
 	} else if w, err = planWhole(c, known, asked); err != nil {
 		return err
@@ -193,15 +193,26 @@ func flagText(c *cli.Context, f cli.Flag) string {
 	return fmt.Sprint(c.Value(name))
 }
 
-func optionText(m map[string]string) string {
-	if len(m) == 0 {
-		return "no flags of its own"
+// changedOptions are the flags given that differ from those that a directory was
+// begun with; where none does, those that are not given again.
+func changedOptions(asked, was map[string]string) (changed []string) {
+	for _, name := range slices.Sorted(maps.Keys(asked)) {
+		switch then, before := was[name]; {
+		case !before:
+			changed = append(changed, fmt.Sprintf("--%s %s, was not given", name, asked[name]))
+		case asked[name] != then:
+			changed = append(changed, fmt.Sprintf("--%s %s, was %s", name, asked[name], then))
+		}
 	}
-	var words []string
-	for _, name := range slices.Sorted(maps.Keys(m)) {
-		words = append(words, "--"+name+" "+m[name])
+	if len(asked) == 0 || len(changed) > 0 {
+		return changed
 	}
-	return strings.Join(words, " ")
+	for _, name := range slices.Sorted(maps.Keys(was)) {
+		if _, given := asked[name]; !given {
+			changed = append(changed, fmt.Sprintf("--%s is not given, was %s", name, was[name]))
+		}
+	}
+	return changed
 }
 
 // readWhole returns nil where nothing was begun.

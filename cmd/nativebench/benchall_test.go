@@ -159,8 +159,15 @@ func TestBenchAllGoesOnAfterAKill(t *testing.T) {
 	if code, stdout, _ := invoke(t, "bench-all", "--out", out, "--plan"); code != exitOK || !strings.Contains(stdout, "left)") {
 		t.Errorf("the plan of what is left, status %d:\n%s", code, stdout)
 	}
-	if code, _, stderr := invoke(t, "bench-all", "--out", out, "--tasks", "code"); code != exitUsage || !strings.Contains(stderr, "it was begun with") {
-		t.Errorf("other flags: status %d, %s", code, stderr)
+	for says, args := range map[string][]string{
+		"it was begun with other flags (--requests 5, was 2): give none":   whole(out, "--requests", "5"),
+		"(--task code, was chat): give none":                               {"bench-all", "--out", out, "--tasks", "code"},
+		"; --requests is not given, was 2; --task is not given, was chat)": {"bench-all", "--out", out, "--models", "gpt2"},
+		"(--seed 7, was not given):":                                       whole(out, "--requests", "2", "--seed", "7"),
+	} {
+		if code, _, stderr := invoke(t, args...); code != exitUsage || !strings.Contains(stderr, says) || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("other flags: status %d, %s, want %s", code, stderr, says)
+		}
 	}
 	if code, stdout, stderr := invoke(t, "bench-all", "--out", out, "--report"); code != exitOK || !strings.Contains(stdout, "never started") {
 		t.Errorf("the report of what is there: status %d, %s%s", code, stdout, stderr)
