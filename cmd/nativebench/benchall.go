@@ -49,6 +49,7 @@ type wholeRun struct {
 	Model    string   `json:"model"`
 	Args     []string `json:"args"` // of compare, without --out
 	Backends []string `json:"backends"`
+	Notes    []string `json:"notes,omitempty"` // where it is not what was asked word for word
 
 	// What was foreseen.
 	Cells    int     `json:"cells"`
@@ -132,14 +133,14 @@ func benchAllAction(c *cli.Context, known registry) error {
 	begun := w != nil
 	asked := optionsOf(c)
 	if begun {
-		if len(asked) > 0 && !maps.Equal(asked, w.Options) {
-			return refuse("--out %s: it was begun with %s, which other flags would change: leave them away to complete it, or name another --out", dir, optionText(w.Options))
+		if changed := changedOptions(asked, w.Options); len(changed) > 0 {
+			return refuse("--out %s: it was begun with other flags (%s): give none of them to complete it, or name another --out", dir, strings.Join(changed, "; "))
 		}
 	} else if w, err = planWhole(c, known, asked); err != nil {
 		return err
 	}
 	if c.Bool("plan") {
-		w.print(c.App.Writer, dir)
+		w.print(c.App.Writer, dir, c.Duration("time-budget"))
 		return nil
 	}
 	if c.Bool("report") {
@@ -161,10 +162,7 @@ func benchAllAction(c *cli.Context, known registry) error {
 		return err
 	}
 	defer release()
-	w.print(c.App.ErrWriter, dir)
-	if b := c.Duration("time-budget"); b > 0 {
-		fmt.Fprintf(c.App.ErrWriter, "Time budget: %s\n\n", b)
-	}
+	w.print(c.App.ErrWriter, dir, c.Duration("time-budget"))
 	return w.run(c, known, dir)
 }
 
@@ -195,15 +193,26 @@ func flagText(c *cli.Context, f cli.Flag) string {
 	return fmt.Sprint(c.Value(name))
 }
 
-func optionText(m map[string]string) string {
-	if len(m) == 0 {
-		return "no flags of its own"
+// changedOptions are the flags given that differ from those that a directory was
+// begun with; where none does, those that are not given again.
+func changedOptions(asked, was map[string]string) (changed []string) {
+	for _, name := range slices.Sorted(maps.Keys(asked)) {
+		switch then, before := was[name]; {
+		case !before:
+			changed = append(changed, fmt.Sprintf("--%s %s, was not given", name, asked[name]))
+		case asked[name] != then:
+			changed = append(changed, fmt.Sprintf("--%s %s, was %s", name, asked[name], then))
+		}
 	}
-	var words []string
-	for _, name := range slices.Sorted(maps.Keys(m)) {
-		words = append(words, "--"+name+" "+m[name])
+	if len(asked) == 0 || len(changed) > 0 {
+		return changed
 	}
-	return strings.Join(words, " ")
+	for _, name := range slices.Sorted(maps.Keys(was)) {
+		if _, given := asked[name]; !given {
+			changed = append(changed, fmt.Sprintf("--%s is not given, was %s", name, was[name]))
+		}
+	}
+	return changed
 }
 
 // readWhole returns nil where nothing was begun.
@@ -314,8 +323,9 @@ func (w *wholeBench) pace(dir string) float64 {
 	return took / foreseen
 }
 
-// print says what will be done, what it takes, and what is left out.
-func (w *wholeBench) print(out io.Writer, dir string) {
+// print says what will be done, what it takes, and what is left out. A budget of
+// 0 is no limit.
+func (w *wholeBench) print(out io.Writer, dir string, budget time.Duration) {
 	t := plainTable()
 	t.AppendHeader(tableRow("run", "backends", "cells", "requests", "about", "RAM", "GPU memory", "weights to write"))
 	pace := w.pace(dir)
@@ -345,6 +355,23 @@ func (w *wholeBench) print(out io.Writer, dir string) {
 		how = "of what is left, by the cells that are done"
 	}
 	fmt.Fprintf(out, "\nTimes: %s. Memory is what is in use at once at most, estimated.\n", how)
+	if budget > 0 {
+		covers := "covers all"
+		if seconds > budget.Seconds() {
+			covers = "does not cover all, and what has no time is left out"
+		}
+		fmt.Fprintf(out, "Time budget: %s, which the runs share: by these times it %s.\n", budget, covers)
+	}
+	noted := false
+	for _, r := range w.Runs {
+		for _, text := range r.Notes {
+			if !noted {
+				fmt.Fprintln(out, "\nNotes:")
+			}
+			noted = true
+			fmt.Fprintf(out, "  %s: %s\n", r.Name, text)
+		}
+	}
 	if len(w.Omitted) > 0 {
 		fmt.Fprintln(out, "\nLeft out:")
 		for _, o := range w.Omitted {
@@ -372,28 +399,20 @@ func roughly(s float64) string {
 // run measures what is left, run by run, and writes the report however that
 // ends.
 func (w *wholeBench) run(c *cli.Context, known registry, dir string) error {
-	var end time.Time
-	if b := c.Duration("time-budget"); b > 0 {
-		end = time.Now().Add(b)
-	}
+	budget := c.Duration("time-budget")
 	omitted := slices.Clone(w.Omitted)
 	code := exitOK
-	for i, r := range w.Runs {
-		if run := r.progressOf(dir); run != nil && len(run.Remaining()) == 0 {
-			continue
+	before := w.remaining(dir)
+	err := w.inTurn(dir, budget, time.Now, func(i int, budget time.Duration, again bool) (int, error) {
+		r := w.Runs[i]
+		heading := fmt.Sprintf("── %s, run %d of %d", r.Name, i+1, len(w.Runs))
+		if again {
+			heading += ", again with the time that is left"
 		}
-		budget := time.Duration(0)
-		if !end.IsZero() {
-			rest := time.Until(end)
-			if rest <= 0 {
-				break
-			}
-			budget = w.share(dir, i, rest)
-		}
-		fmt.Fprintf(c.App.ErrWriter, "── %s, run %d of %d\n\n", r.Name, i+1, len(w.Runs))
+		fmt.Fprintf(c.App.ErrWriter, "%s\n\n", heading)
 		args, err := r.command(dir, budget)
 		if err != nil {
-			return err
+			return exitError, err
 		}
 		said := &lastSaid{to: c.App.ErrWriter}
 		status := runWith(withStarts(c.Context, w.begun(dir)), io.Discard, said, append([]string{c.App.Name}, args...), known)
@@ -408,13 +427,14 @@ func (w *wholeBench) run(c *cli.Context, known registry, dir string) error {
 			code = max(code, exitCellsFailed)
 			omitted = append(omitted, report.Omission{What: r.Name, Why: "compare ended with status " + fmt.Sprint(status) + ": " + said.text()})
 		}
-		if status == exitInterrupted {
-			break
-		}
+		return status, nil
+	})
+	if err != nil {
+		return err
 	}
 	why := "not begun: nativebench was stopped before"
-	if !end.IsZero() && code != exitInterrupted {
-		why = fmt.Sprintf("not begun: the time budget of %s was spent", c.Duration("time-budget"))
+	if budget > 0 && code != exitInterrupted {
+		why = fmt.Sprintf("not begun: the time budget of %s was spent", budget)
 	}
 	if err := w.report(c, dir, w.unbegun(dir, omitted, why)); err != nil {
 		return err
@@ -422,10 +442,79 @@ func (w *wholeBench) run(c *cli.Context, known registry, dir string) error {
 	if code == exitInterrupted {
 		fmt.Fprintf(c.App.ErrWriter, "stopped; go on with: nativebench bench-all --out %s\n", dir)
 	}
+	if budget > 0 && code == exitOK && before > 0 && w.remaining(dir) == before {
+		fmt.Fprintf(c.App.ErrWriter, "nativebench: --time-budget %s: nothing was measured: there is no time for a single cell: give more\n", budget)
+		code = exitError
+	}
 	if code != exitOK {
 		return exitStatus(code)
 	}
 	return nil
+}
+
+// inTurn measures the runs that are not complete, one after the other, each for
+// its part of the budget (0: no limit). What is left of that in the end goes to
+// those that could do more with it.
+func (w *wholeBench) inTurn(dir string, budget time.Duration, now func() time.Time, measure func(i int, budget time.Duration, again bool) (status int, err error)) error {
+	end := now().Add(budget)
+	good := map[int]bool{}
+	for _, again := range []bool{false, true} {
+		for i, r := range w.Runs {
+			run := r.progressOf(dir)
+			if run != nil && len(run.Remaining()) == 0 {
+				continue
+			}
+			mine := time.Duration(0)
+			if budget > 0 {
+				rest := end.Sub(now())
+				if rest <= 0 {
+					return nil
+				}
+				if mine = w.share(dir, i, rest); again {
+					mine = rest
+				}
+			}
+			if again && (budget == 0 || !good[i] || !r.hasTime(run, mine)) {
+				continue
+			}
+			status, err := measure(i, mine, again)
+			if err != nil || status == exitInterrupted {
+				return err
+			}
+			good[i] = status == exitOK
+		}
+	}
+	return nil
+}
+
+// hasTime says that a run is worth beginning again: its shortest cell has time,
+// and so has what starts before that if none was measured.
+func (r wholeRun) hasTime(run *results.Run, rest time.Duration) bool {
+	shortest := r.Least
+	began := map[string]int64{}
+	for _, e := range run.Events {
+		switch e.State {
+		case results.CellStarted:
+			began[e.Cell] = e.T
+		case results.CellDone:
+			if at, known := began[e.Cell]; known {
+				shortest = min(shortest, float64(e.T-at)/1e9)
+			}
+		}
+	}
+	return shortest <= rest.Seconds()
+}
+
+// remaining is how many cells have no result yet.
+func (w *wholeBench) remaining(dir string) (n int) {
+	for _, r := range w.Runs {
+		if run := r.progressOf(dir); run != nil {
+			n += len(run.Remaining())
+		} else {
+			n += r.Cells
+		}
+	}
+	return n
 }
 
 // share is what a run may take of the time that is left for it and those after
@@ -495,7 +584,7 @@ func (r wholeRun) command(whole string, budget time.Duration) ([]string, error) 
 	}
 	args = append(args, "--format", noReport)
 	if budget > 0 {
-		args = append(args, "--time-budget", budget.Round(time.Millisecond).String())
+		args = append(args, "--time-budget", max(time.Millisecond, budget.Round(time.Millisecond)).String()) // 0 is no limit
 	}
 	return args, nil
 }

@@ -336,6 +336,11 @@ func (w *wholePlanner) add(name string, s *setup, m *model, weights []string) {
 	s.cells = cells
 	w.free, w.planned[m.Key] = w.free-disk, w.planned[m.Key]+disk
 	r := wholeRun{Name: name, Model: m.Key, Backends: s.plan.Backends, Cells: len(cells), Disk: disk, Args: w.args(s, weights)}
+	asked := s.plan
+	if asked.Sweep() {
+		asked.Tasks = wholePlan().Tasks // they have a run of their own
+	}
+	r.Notes = asked.Notes()
 	for _, c := range cells {
 		r.Requests += c.Requests
 	}

@@ -55,6 +55,33 @@ func TestBenchAllPlanWritesNothing(t *testing.T) {
 	}
 }
 
+// The plan says for how much of it there is time, and which lengths of prompts are
+// not those asked for.
+func TestBenchAllPlanSaysWhatIsNotAsAsked(t *testing.T) {
+	if os.Getenv(native.EnvDir) == "" {
+		t.Skip(native.EnvDir + " is not set: no vocabulary to make prompts of exact lengths with")
+	}
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	pretendGPU(t, filepath.Join(t.TempDir(), "no such device"))
+	for budget, says := range map[string]string{
+		"1s":   "Time budget: 1s, which the runs share: by these times it does not cover all, and what has no time is left out.\n",
+		"100h": "Time budget: 100h0m0s, which the runs share: by these times it covers all.\n",
+		"":     "",
+	} {
+		args := []string{"bench-all", "--models", "gpt2", "--backends", "fake", "--tasks", "chat", "--concurrency", "1", "--context-sweep", "128,5000", "--out", filepath.Join(t.TempDir(), "all"), "--plan"}
+		if budget != "" {
+			args = append(args, "--time-budget", budget)
+		}
+		code, stdout, stderr := invoke(t, args...)
+		if code != exitOK || !strings.Contains(stdout, says) || strings.Contains(stdout, "Time budget") != (budget != "") {
+			t.Errorf("--time-budget %s: status %d, no %q in\n%s%s", budget, code, says, stdout, stderr)
+		}
+		if !strings.Contains(stdout, "  gpt2-context: gpt2: prompts of 5000 tokens were capped to 992: ") || strings.Contains(stdout, "tasks chat were left out") {
+			t.Errorf("lengths in\n%s", stdout)
+		}
+	}
+}
+
 func TestBenchAllRefuses(t *testing.T) {
 	t.Setenv("XDG_CACHE_HOME", t.TempDir())
 	t.Setenv("HF_HUB_CACHE", t.TempDir())
@@ -132,8 +159,15 @@ func TestBenchAllGoesOnAfterAKill(t *testing.T) {
 	if code, stdout, _ := invoke(t, "bench-all", "--out", out, "--plan"); code != exitOK || !strings.Contains(stdout, "left)") {
 		t.Errorf("the plan of what is left, status %d:\n%s", code, stdout)
 	}
-	if code, _, stderr := invoke(t, "bench-all", "--out", out, "--tasks", "code"); code != exitUsage || !strings.Contains(stderr, "it was begun with") {
-		t.Errorf("other flags: status %d, %s", code, stderr)
+	for says, args := range map[string][]string{
+		"it was begun with other flags (--requests 5, was 2): give none":   whole(out, "--requests", "5"),
+		"(--task code, was chat): give none":                               {"bench-all", "--out", out, "--tasks", "code"},
+		"; --requests is not given, was 2; --task is not given, was chat)": {"bench-all", "--out", out, "--models", "gpt2"},
+		"(--seed 7, was not given):":                                       whole(out, "--requests", "2", "--seed", "7"),
+	} {
+		if code, _, stderr := invoke(t, args...); code != exitUsage || !strings.Contains(stderr, says) || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("other flags: status %d, %s, want %s", code, stderr, says)
+		}
 	}
 	if code, stdout, stderr := invoke(t, "bench-all", "--out", out, "--report"); code != exitOK || !strings.Contains(stdout, "never started") {
 		t.Errorf("the report of what is there: status %d, %s%s", code, stdout, stderr)
@@ -188,7 +222,7 @@ func TestBenchAllTimeBudget(t *testing.T) {
 	pretendGPU(t, filepath.Join(t.TempDir(), "no such device"))
 	out := filepath.Join(t.TempDir(), "all")
 	code, _, stderr := invoke(t, whole(out, "--time-budget", "1ns")...)
-	if code != exitOK || !strings.Contains(stderr, "nothing was measured") {
+	if code != exitError || !strings.HasSuffix(stderr, "nativebench: --time-budget 1ns: nothing was measured: there is no time for a single cell: give more\n") {
 		t.Fatalf("status %d: %s", code, stderr)
 	}
 	if code, _, stderr := invoke(t, "bench-all", "--out", out); code != exitOK {
@@ -456,7 +490,7 @@ func TestOrderOfCells(t *testing.T) {
 func TestCompareTimeBudget(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "run")
 	code, _, stderr := invoke(t, small("fake,twin", out, "--time-budget", "1ns")...)
-	if code != exitOK || !strings.Contains(stderr, "the time budget of 1ns has no room for more: 4 of 4 cells were not started; go on with: nativebench compare --resume "+out) {
+	if code != exitError || !strings.HasSuffix(stderr, "nativebench: --time-budget 1ns: nothing was measured: there is no time for a single cell: give more\n") || !strings.Contains(stderr, "the time budget of 1ns has no room for more: 4 of 4 cells were not started; go on with: nativebench compare --resume "+out) {
 		t.Fatalf("status %d: %s", code, stderr)
 	}
 	if left := readRun(t, out).Remaining(); len(left) != 4 {

@@ -30,10 +30,11 @@ type shares struct {
 	group  func(plan.Cell) turn // what a server is started for
 	starts func(plan.Cell) bool // whether one is
 
-	at       int           // turn that runs
-	inTurn   bool          // one server is up at a time
-	up       map[turn]bool // what servers are up for
-	promised []int         // cells of the load and turn that run: others of it have begun
+	at       int             // turn that runs
+	inTurn   bool            // one server is up at a time
+	up       map[turn]bool   // what servers are up for
+	promised []int           // cells of the load and turn that run: others of it have begun
+	wanted   map[served]bool // what there is time for, as the last choice was made
 	ran      map[turn]bool
 }
 
@@ -135,6 +136,10 @@ func (sh *shares) choose() (int, bool) {
 			}
 		}
 		chosen := sh.fitting(ahead, rest)
+		sh.wanted = map[served]bool{}
+		for i := range chosen {
+			sh.wanted[turnOf(sh.cells[i]).served] = true
+		}
 		for k, i := range ahead {
 			if !chosen[i] {
 				continue
@@ -148,6 +153,20 @@ func (sh *shares) choose() (int, bool) {
 		}
 	}
 	return 0, false
+}
+
+// foresees says that there is time for a cell of w, as far as can be told.
+func (sh *shares) foresees(w served) bool { return sh.budget == 0 || sh.wanted[w] }
+
+// isUp notes a server that was started before its first cell: that has no start
+// in it any more.
+func (sh *shares) isUp(w served) {
+	for _, c := range sh.cells {
+		if turnOf(c).served == w && sh.starts(c) {
+			sh.up[sh.group(c)] = true
+			return
+		}
+	}
 }
 
 // fitting are the cells of those ahead for which there is time.
@@ -193,8 +212,8 @@ func (sh *shares) fitting(ahead []int, rest time.Duration) map[int]bool {
 				}
 			}
 			limit := rest
-			if !begun || n < len(cheap) || repeats < all {
-				limit -= rest / spare
+			if first := len(chosen) == 0 && (begun || !measured); !first && (!begun || n < len(cheap) || repeats < all) {
+				limit -= rest / spare // else there is nobody to keep it for
 			}
 			if sum+price <= limit {
 				sum += price
@@ -282,8 +301,23 @@ func (sh *shares) notRun() (list []results.NotRun) {
 		if sh.starts(c) {
 			each = fmt.Sprintf("its server takes about %s to start, its shortest cell %s", short(sh.cost.start(w)), short(cell))
 		}
+		one, both, kept := sh.least(least[w]), time.Duration(0), ""
+		repeats := parts[w][:min(2, len(parts[w]))] // fewer of several tell little
+		for k, t := range repeats {
+			c.Repeat = t.repeat
+			both += cell
+			if g := sh.group(c); sh.starts(c) && !sh.up[g] && (k == 0 || g.repeat > 0) {
+				both += sh.cost.start(w)
+			}
+		}
+		if one <= rest && len(repeats) > 1 {
+			each += fmt.Sprintf(", two repeats %s", short(both))
+		}
+		if both <= rest && both > rest-rest/spare {
+			kept = fmt.Sprintf(", %s of it kept for what takes longer than foreseen", short(rest/spare))
+		}
 		for _, t := range parts[w] {
-			list = append(list, results.NotRun{Backend: w.name, Model: w.model, Repeat: t.repeat, Reason: fmt.Sprintf("no time: %s, and %s of the time budget of %s were left", each, short(rest), short(sh.budget))})
+			list = append(list, results.NotRun{Backend: w.name, Model: w.model, Repeat: t.repeat, Reason: fmt.Sprintf("no time: %s, and %s of the time budget of %s were left%s", each, short(rest), short(sh.budget), kept)})
 		}
 	}
 	return list
@@ -407,6 +441,12 @@ type startsKey struct{}
 
 func withStarts(ctx context.Context, runs []*results.Run) context.Context {
 	return context.WithValue(ctx, startsKey{}, runs)
+}
+
+// inWhole says that a compare is one within bench-all.
+func inWhole(ctx context.Context) bool {
+	_, is := ctx.Value(startsKey{}).([]*results.Run)
+	return is
 }
 
 func startsOf(ctx context.Context) []*results.Run {

@@ -132,6 +132,8 @@ func TestTimeGoesToWhatCanBeCompared(t *testing.T) {
 		{"slower than foreseen", true, 102 * sec, 0.3, three, "native 8+8, llama-server 8+8, transformers 1+0", []string{"llama-server/0", "transformers/0", "llama-server/1", "llama-server/0"}},
 		{"no time for two", true, 4 * sec, 1, three, "native 1+1, llama-server 0+0, transformers 0+0", nil},
 		{"no time for two repeats", true, 2 * sec, 1, three, "native 1+0, llama-server 0+0, transformers 0+0", nil},
+		{"nothing is kept from the first load", false, 1600 * time.Millisecond, 1, three[:1], "native 1+0", nil},
+		{"nor from its other repeats", true, 3200 * time.Millisecond, 1, three, "native 1+1, llama-server 0+0, transformers 0+0", nil},
 		{"no time", true, 1 * sec, 1, three, "native 0+0, llama-server 0+0, transformers 0+0", nil},
 		{"one backend, started once", true, 70 * sec, 1, three[2:], "transformers 1+1", each[1:2]},
 		{"beside each other", false, 102 * sec, 1, three, "native 7+7, llama-server 7+7, transformers 1+1", each[:2]},
@@ -180,6 +182,36 @@ func TestTimeLeftForTheLastRepeat(t *testing.T) {
 	second.Repeat = 1
 	if got := r.shares.notRun(); !slices.Equal(got, []results.NotRun{want, second}) {
 		t.Errorf("not run: %+v", got)
+	}
+}
+
+// The reason names what decided: two repeats, or what is kept back.
+func TestWhyThereIsNoTime(t *testing.T) {
+	for _, tc := range []struct {
+		budget time.Duration
+		says   string
+	}{
+		{4 * sec, "its shortest cell takes about 1.5s, and 1.0s of the time budget of 4.0s were left"},
+		{5 * sec, "its shortest cell takes about 1.5s, two repeats 3.0s, and 2.0s of the time budget of 5.0s were left"},
+		{6200 * time.Millisecond, "its shortest cell takes about 1.5s, two repeats 3.0s, and 3.2s of the time budget of 6.2s were left, 0.3s of it kept for what takes longer than foreseen"},
+		{6400 * time.Millisecond, ""},
+	} {
+		r := newTimed(t, false, tc.budget, "native")
+		r.plan.Models, r.plan.Tasks, r.plan.Concurrency = []string{"gpt2", "phi-2"}, []string{"chat"}, []int{1}
+		var err error
+		if r.setup.cells, err = r.plan.Cells(); err != nil {
+			t.Fatal(err)
+		}
+		r.run()
+		var want []results.NotRun
+		for repeat := range 2 {
+			if tc.says != "" {
+				want = append(want, results.NotRun{Backend: "native", Model: "phi-2", Repeat: repeat, Reason: "no time: " + tc.says})
+			}
+		}
+		if got := r.shares.notRun(); !slices.Equal(got, want) {
+			t.Errorf("of %s: %+v", tc.budget, got)
+		}
 	}
 }
 
@@ -248,6 +280,63 @@ func TestRunsShareTime(t *testing.T) {
 				t.Errorf("of %s, %s gets %s, want %s", tc.rest, w.Runs[i].Name, got, want)
 			}
 			rest -= got
+		}
+	}
+}
+
+// Time that the last run leaves goes to runs that have cells left, if one of these
+// has time.
+func TestTimeLeftGoesBackToRuns(t *testing.T) {
+	for _, tc := range []struct {
+		budget time.Duration
+		last   int // status of c
+		want   string
+	}{
+		// a could do more than its share; b takes too long; c is complete at once.
+		{100 * sec, exitOK, "a b c a+"},
+		{35 * sec, exitOK, "a b c"}, // a's cell has no time any more
+		{100 * sec, exitCellsFailed, "a b c a+"},
+		{100 * sec, exitInterrupted, "a b c"},
+		{0, exitOK, "a b c"},
+	} {
+		dir := t.TempDir()
+		w := &wholeBench{Runs: []wholeRun{{Name: "a", Seconds: 100, Least: 10}, {Name: "b", Seconds: 100, Least: 1000}, {Name: "c", Seconds: 100, Least: 10}}}
+		now := time.Unix(0, 0)
+		var order []string
+		err := w.inTurn(dir, tc.budget, func() time.Time { return now }, func(i int, budget time.Duration, again bool) (int, error) {
+			name := w.Runs[i].Name
+			if (budget == 0) != (tc.budget == 0) || budget > max(0, tc.budget-now.Sub(time.Unix(0, 0))) {
+				t.Errorf("of %s: %s gets %s after %s", tc.budget, name, budget, now.Sub(time.Unix(0, 0)))
+			}
+			if again {
+				order = append(order, name+"+")
+				return exitOK, nil
+			}
+			order = append(order, name)
+			now = now.Add(10 * sec)
+			m := &results.Manifest{Schema: results.Schema, Cells: []results.Cell{{ID: "1"}, {ID: "2"}}}
+			rw, err := results.Create(w.Runs[i].dir(dir), m)
+			if err != nil {
+				return exitError, err
+			}
+			for k, c := range m.Cells {
+				if name == "b" || name == "a" && k > 0 || name == "c" && tc.last != exitOK && k > 0 {
+					break
+				}
+				for at, state := range []results.CellState{results.CellStarted, results.CellDone} {
+					if err := rw.Event(results.CellEvent{Cell: c.ID, Attempt: 1, State: state, T: int64(at+1) * int64(6*sec)}); err != nil {
+						return exitError, err
+					}
+				}
+			}
+			status := exitOK
+			if name == "c" {
+				status = tc.last
+			}
+			return status, rw.Close()
+		})
+		if got := strings.Join(order, " "); err != nil || got != tc.want {
+			t.Errorf("of %s, c ends with %d: %s, want %s; %v", tc.budget, tc.last, got, tc.want, err)
 		}
 	}
 }

@@ -166,6 +166,9 @@ func (s *setup) runAndReport(c *cli.Context, stop *stopper, manifest *results.Ma
 		return exitStatus(exitInterrupted)
 	case traceErr != nil:
 		return exitStatus(exitError)
+	case s.budget > 0 && x.left > 0 && x.left == len(todo) && !inWhole(c.Context):
+		fmt.Fprintf(c.App.ErrWriter, "nativebench: --time-budget %s: nothing was measured: there is no time for a single cell: give more\n", s.budget)
+		return exitStatus(exitError)
 	case x.failed > 0:
 		return exitStatus(exitCellsFailed)
 	}

@@ -25,6 +25,7 @@ type execution struct {
 	w        *results.Writer
 	manifest *results.Manifest
 	costs    *costs
+	share    *shares
 	attempt  map[string]int // the next one, by cell
 	seats    *seats
 	vetting  *vetting // nil: not to be done
@@ -56,9 +57,9 @@ func (x *execution) run(todo []int) (err error) {
 			x.show.note("warning: " + stopErr.Error())
 		}
 	}()
-	share := x.newShares(todo, x.costs, time.Now)
+	x.share = x.newShares(todo, x.costs, time.Now)
 	for {
-		i, ok := share.next()
+		i, ok := x.share.next()
 		if !ok || x.stop.stopped() {
 			break
 		}
@@ -78,14 +79,14 @@ func (x *execution) run(todo []int) (err error) {
 			return err
 		}
 	}
-	return x.noteNotRun(share)
+	return x.noteNotRun()
 }
 
 // noteNotRun tells of the parts of the run for which there was no time.
-func (x *execution) noteNotRun(share *shares) error {
+func (x *execution) noteNotRun() error {
 	var none []results.NotRun
 	if x.budget > 0 && !x.stop.stopped() {
-		none = share.notRun()
+		none = x.share.notRun()
 	}
 	if len(none) == 0 && len(x.manifest.NotRun) == 0 {
 		return nil

@@ -90,14 +90,14 @@ func (s *seats) get(ctx context.Context, b backend, model string) (kept *keptSea
 
 // first is get for looking at a backend before its cells: one that does not
 // become ready is not counted, so that its cells try as often as without.
-func (s *seats) first(ctx context.Context, b backend, model string) (*keptSeat, error) {
+func (s *seats) first(ctx context.Context, b backend, model string) (kept *keptSeat, started bool, err error) {
 	what := served{b.name, model}
 	failures := s.failed[what]
-	kept, _, _, err := s.get(ctx, b, model)
+	kept, started, _, err = s.get(ctx, b, model)
 	if err != nil {
 		s.failed[what] = failures
 	}
-	return kept, err
+	return kept, started, err
 }
 
 // gone says how a server ended by itself; "" while it runs.

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/nativebench/nativebench/internal/results"
 	"github.com/nativebench/nativebench/internal/verify"
@@ -64,7 +65,8 @@ func (x *execution) unvetted(model string) []string {
 
 // vetModel asks the backends before the first cell of a model. Where only one
 // server may run at a time, that is the reference if it is no server: the others
-// are asked as each is started for its first cell. What does not become ready is
+// are asked as each is started for its first cell, and so is a server for whose
+// cells there is no time as far as can be foreseen. What does not become ready is
 // left to its cells to tell.
 func (x *execution) vetModel(model string) error {
 	q, wanted := x.vetting.how[model]
@@ -77,18 +79,27 @@ func (x *execution) vetModel(model string) error {
 		if err != nil {
 			return err
 		}
-		if x.vetting.sides[served{name, model}] != nil || x.seats.alone && b.server != nil || len(q.List) == 0 {
+		w := served{name, model}
+		if x.vetting.sides[w] != nil || x.seats.alone && b.server != nil || len(q.List) == 0 {
+			continue
+		}
+		if x.startsServer(name) && !x.share.foresees(w) {
 			continue
 		}
 		x.show.phase("making " + name + " ready")
 		ctx, cancel := x.stop.either()
-		seat, err := x.seats.first(ctx, b, model)
+		from := time.Now()
+		seat, started, err := x.seats.first(ctx, b, model)
 		cancel()
 		if x.stop.stopped() {
 			return nil
 		}
 		if err != nil {
 			continue
+		}
+		if started {
+			x.costs.noteStart(w, time.Since(from))
+			x.share.isUp(w)
 		}
 		if err := x.vet(b, seat, model); err != nil {
 			return err

@@ -98,7 +98,7 @@ func WholeJSON(w io.Writer, runs []*results.Run, of Whole) error {
 		Omitted []Omission  `json:"omitted"`
 		Answers []answer    `json:"answers"`
 		Claims  []jsonClaim `json:"claims"`
-	}{Schema: wholeSchema, Kind: "nativebench answers", Command: of.Command, Omitted: orEmpty(of.Omitted), Answers: []answer{}}
+	}{Schema: wholeSchema, Kind: "nativebench answers", Command: unlimited(of.Command), Omitted: orEmpty(of.Omitted), Answers: []answer{}}
 	for _, v := range d.runs {
 		out.Runs = append(out.Runs, v.Dir)
 		for _, l := range v.loads {
@@ -296,11 +296,11 @@ func (d *document) wholeHeading(of Whole) section {
 		}
 	}
 	if len(of.Command) > 0 {
-		say("made by", "%s", strings.Join(of.Command, " "))
+		say("made by", "%s", strings.Join(unlimited(of.Command), " "))
 	}
 	for _, v := range d.runs {
 		if len(v.Manifest.Command) > 0 {
-			say(strings.TrimSpace("run "+v.label+" alone"), "%s", strings.Join(v.Manifest.Command, " "))
+			say(strings.TrimSpace("run "+v.label+" alone"), "%s", strings.Join(unlimited(v.Manifest.Command), " "))
 		}
 	}
 	for i := len(s.facts) - 1; i > 0; i-- {
@@ -311,15 +311,25 @@ func (d *document) wholeHeading(of Whole) section {
 	return s
 }
 
+// unlimited is a command line without the time budget of the call that began: it
+// decides how far one call comes, not what is measured, and others went on.
+func unlimited(command []string) []string {
+	var args []string
+	for i := 0; i < len(command); i++ {
+		switch name, _, joined := strings.Cut(strings.TrimLeft(command[i], "-"), "="); {
+		case name != "time-budget" || !strings.HasPrefix(command[i], "-"):
+			args = append(args, command[i])
+		case !joined:
+			i++ // its value
+		}
+	}
+	return args
+}
+
 // inShort counts, by model and task, in how many loads each backend came first.
 func (d *document) inShort() section {
-	s := section{
-		title: "For which task is which stack fastest", rank: 1,
-		lead: []string{
-			"In how many loads (modes and numbers of requests at once) of a task a backend has the best median, of all and of the servers alone. " +
-				"In brackets: in how many of these the difference to the next one passes a test; without that it may be chance. The numbers follow by model.",
-		},
-	}
+	s := section{title: "For which task is which stack fastest", rank: 1}
+	alone := false // there is a row of servers alone
 	g := grid{columns: []column{{head: "model · task"}, {head: "total latency", left: true}, {head: "first token", left: true}, {head: "requests/s", left: true}}}
 	keys := []string{"e2e", "ttft", "req_per_s"}
 	for _, v := range d.runs {
@@ -357,6 +367,7 @@ func (d *document) inShort() section {
 				}
 				if rivals {
 					g.rows = append(g.rows, r)
+					alone = alone || of.label != name
 				}
 			}
 		}
@@ -364,6 +375,14 @@ func (d *document) inShort() section {
 	if len(g.rows) == 0 {
 		s.lead = []string{"Not answered: no load was measured of more than one backend."}
 		return s
+	}
+	among := ""
+	if alone {
+		among = ", of all and of the servers alone"
+	}
+	s.lead = []string{
+		"In how many loads (modes and numbers of requests at once) of a task a backend has the best median" + among + ". " +
+			"In brackets: in how many of these the difference to the next one passes a test; without that it may be chance. The numbers follow by model.",
 	}
 	s.grids = []grid{g}
 	return s
@@ -444,7 +463,7 @@ func (v *runView) medians(take func(*load) bool, key string, label func(*load) s
 		}
 		rank, ranked := l.rank(key, anyBackend)
 		r := row{cells: []field{{main: label(l)}}}
-		some := false
+		some, noted := false, len(n.texts)
 		for _, b := range backends {
 			value, ratio := field{main: "—", tone: faint}, field{}
 			for _, s := range l.seats {
@@ -477,9 +496,11 @@ func (v *runView) medians(take func(*load) bool, key string, label func(*load) s
 			}
 			r.cells = append(r.cells, value, ratio)
 		}
-		if some {
-			g.rows = append(g.rows, r)
+		if !some {
+			n.texts = n.texts[:noted] // no row refers to them
+			continue
 		}
+		g.rows = append(g.rows, r)
 	}
 	return g
 }

@@ -3,6 +3,7 @@ package report
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"math"
 	"os"
 	"path/filepath"
@@ -425,7 +426,8 @@ func TestWholeReport(t *testing.T) {
 	}
 	sweep.add(cellSpec{task: "context", mode: "stream", backend: "vllm", concurrency: 1, requests: 6, maxTokens: 30, prompt: 512, state: results.CellNotRun})
 	runs := []*results.Run{f.run, sweep.run}
-	of := Whole{Command: []string{"nativebench", "bench-all"}, Omitted: []Omission{{"tgi", "no container"}, {"phi-2", "no weights"}}}
+	f.run.Manifest.Command = []string{"nativebench", "compare", "--model", "gpt2", "--time-budget", "40.32s", "--out", "runs/gpt2-tasks"}
+	of := Whole{Command: []string{"nativebench", "bench-all", "--time-budget=2h", "--models", "gpt2"}, Omitted: []Omission{{"tgi", "no container"}, {"phi-2", "no weights"}}}
 	var md, term, js bytes.Buffer
 	if err := WholeMarkdown(&md, runs, of); err != nil {
 		t.Fatal(err)
@@ -439,12 +441,16 @@ func TestWholeReport(t *testing.T) {
 	for _, text := range []string{md.String(), term.String()} {
 		for _, want := range []string{
 			"tgi: no container", "phi-2: no weights", "1 cell never started", "synthetic weights", "vllm 2 of 2 (2)", "llama-server", "◀",
+			"nativebench bench-all --models gpt2", "nativebench compare --model gpt2 --out runs/gpt2-tasks",
 			"At what memory", "how it scales with requests at once", "context scaling", "per 1000 tokens", "128 tokens", "not measured", "borne out", "What to doubt",
 		} {
 			if !strings.Contains(text, want) {
 				t.Errorf("no %q in:\n%s", want, text)
 			}
 		}
+	}
+	if all := md.String() + term.String() + js.String(); strings.Contains(all, "time-budget") {
+		t.Error("a command has the time budget of the call that began")
 	}
 	for line := range strings.Lines(term.String()) {
 		if n := len([]rune(strings.TrimRight(line, "\n"))); n > maxWidth {
@@ -477,5 +483,71 @@ func TestWholeReport(t *testing.T) {
 	})
 	if i < 0 || out.Answers[i].First != "vllm" || len(out.Answers[i].Medians) != 4 {
 		t.Errorf("answers %+v", out.Answers)
+	}
+}
+
+// Every footnote of a table is referred to in it, also where loads have no row
+// since nobody answered them.
+func TestNotesAreReferredTo(t *testing.T) {
+	refused := func(r *results.Record) { r.Class, r.Error = bench.Refused, "too many" }
+	f := newFixture("runs/x", "native", "vllm")
+	for repeat := range 2 {
+		for _, b := range []string{"native", "vllm"} {
+			f.add(cellSpec{task: "chat", mode: "stream", backend: b, concurrency: 1, repeat: repeat, requests: 6, maxTokens: 30})
+			f.add(cellSpec{task: "chat", mode: "stream", backend: b, concurrency: 8, repeat: repeat, requests: 16, maxTokens: 30, change: refused})
+			f.add(cellSpec{task: "context", mode: "stream", backend: b, concurrency: 1, repeat: repeat, prompt: 64, requests: 6, maxTokens: 30})
+			f.add(cellSpec{task: "context", mode: "stream", backend: b, concurrency: 1, repeat: repeat, prompt: 128, requests: 6, maxTokens: 30, change: refused})
+			f.add(cellSpec{task: "context", mode: "sync", backend: b, concurrency: 1, repeat: repeat, prompt: 64, requests: 6, maxTokens: 30, change: refused})
+			f.add(cellSpec{task: "context", mode: "sync", backend: b, concurrency: 1, repeat: repeat, prompt: 128, requests: 6, maxTokens: 30, change: refused})
+		}
+	}
+	d, err := newDocument([]*results.Run{f.run})
+	if err != nil {
+		t.Fatal(err)
+	}
+	noted := 0
+	for _, s := range d.whole(Whole{}) {
+		var said strings.Builder
+		for _, g := range s.grids {
+			for _, r := range g.rows {
+				for _, c := range r.cells {
+					said.WriteString(c.main + " " + c.aside + " ")
+				}
+			}
+		}
+		for i, text := range s.notes {
+			noted++
+			if !strings.Contains(said.String(), fmt.Sprintf("[%d]", i+1)) {
+				t.Errorf("%s: nothing refers to [%d] %s", s.title, i+1, text)
+			}
+		}
+	}
+	if noted == 0 {
+		t.Error("there are no notes")
+	}
+}
+
+// The table of firsts speaks of servers alone where it has a row of them.
+func TestServersAloneAreSpokenOf(t *testing.T) {
+	for _, tc := range []struct {
+		backends []string
+		want     bool
+	}{
+		{[]string{"native", "vllm"}, false},
+		{[]string{"native", "llama-server", "vllm"}, true},
+	} {
+		f := newFixture("runs/x", tc.backends...)
+		for _, b := range tc.backends {
+			f.add(cellSpec{task: "chat", mode: "stream", backend: b, concurrency: 1, requests: 6, maxTokens: 30})
+		}
+		d, err := newDocument([]*results.Run{f.run})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := d.inShort()
+		row := slices.ContainsFunc(s.grids[0].rows, func(r row) bool { return strings.Contains(r.cells[0].main, "servers alone") })
+		if lead := strings.Contains(s.lead[0], "of the servers alone"); row != tc.want || lead != tc.want || !strings.Contains(s.lead[0], "the best median") {
+			t.Errorf("%v: a row of servers alone: %t; %s", tc.backends, row, s.lead[0])
+		}
 	}
 }
