@@ -16,28 +16,28 @@ import (
 	"github.com/nativebench/nativebench/native"
 )
 
-// whole are flags of a small experiment of a fake backend, with a context sweep
-// where there is a vocabulary to make prompts with.
-func whole(out string, more ...string) []string {
-	sweep := "none"
-	if os.Getenv(native.EnvDir) != "" {
-		sweep = "32,64"
+// needVocabulary skips a test that plans synthetic weights, for which the engine
+// brings the vocabularies.
+func needVocabulary(t *testing.T) {
+	t.Helper()
+	if os.Getenv(native.EnvDir) == "" {
+		t.Skipf("needs the engine's vocabularies: set %s", native.EnvDir)
 	}
+}
+
+// whole are flags of a small experiment of a fake backend.
+func whole(out string, more ...string) []string {
 	return append([]string{
 		"bench-all", "--models", "gpt2", "--backends", "fake,absent", "--tasks", "chat", "--mode", "stream", "--concurrency", "1,2",
-		"--repeat", "2", "--requests", "4", "--max-tokens", "8", "--context-sweep", sweep, "--out", out,
+		"--repeat", "2", "--requests", "4", "--max-tokens", "8", "--context-sweep", "32,64", "--out", out,
 	}, more...)
 }
 
 // wholeRuns are the names of its runs.
-func wholeRuns() []string {
-	if os.Getenv(native.EnvDir) == "" {
-		return []string{"gpt2-tasks"}
-	}
-	return []string{"gpt2-tasks", "gpt2-context"}
-}
+func wholeRuns() []string { return []string{"gpt2-tasks", "gpt2-context"} }
 
 func TestBenchAllPlanWritesNothing(t *testing.T) {
+	needVocabulary(t)
 	t.Setenv("XDG_CACHE_HOME", t.TempDir())
 	pretendGPU(t, filepath.Join(t.TempDir(), "no such device"))
 	out := filepath.Join(t.TempDir(), "all")
@@ -58,9 +58,7 @@ func TestBenchAllPlanWritesNothing(t *testing.T) {
 // The plan says for how much of it there is time, and which lengths of prompts are
 // not those asked for.
 func TestBenchAllPlanSaysWhatIsNotAsAsked(t *testing.T) {
-	if os.Getenv(native.EnvDir) == "" {
-		t.Skip(native.EnvDir + " is not set: no vocabulary to make prompts of exact lengths with")
-	}
+	needVocabulary(t)
 	t.Setenv("XDG_CACHE_HOME", t.TempDir())
 	pretendGPU(t, filepath.Join(t.TempDir(), "no such device"))
 	for budget, says := range map[string]string{
@@ -83,6 +81,7 @@ func TestBenchAllPlanSaysWhatIsNotAsAsked(t *testing.T) {
 }
 
 func TestBenchAllRefuses(t *testing.T) {
+	needVocabulary(t)
 	t.Setenv("XDG_CACHE_HOME", t.TempDir())
 	t.Setenv("HF_HUB_CACHE", t.TempDir())
 	pretendGPU(t, filepath.Join(t.TempDir(), "no such device"))
@@ -117,6 +116,7 @@ func TestBenchAllRefuses(t *testing.T) {
 // A second call goes on where a killed one stopped: what is done is not done
 // again, and the report is of all.
 func TestBenchAllGoesOnAfterAKill(t *testing.T) {
+	needVocabulary(t)
 	t.Setenv("XDG_CACHE_HOME", t.TempDir())
 	pretendGPU(t, filepath.Join(t.TempDir(), "no such device"))
 	dir := t.TempDir()
@@ -218,6 +218,7 @@ func waitUntil(t *testing.T, what string, is func() bool) {
 // A budget that is spent at once starts nothing, and says what it left out; the
 // rest can be done later.
 func TestBenchAllTimeBudget(t *testing.T) {
+	needVocabulary(t)
 	t.Setenv("XDG_CACHE_HOME", t.TempDir())
 	pretendGPU(t, filepath.Join(t.TempDir(), "no such device"))
 	out := filepath.Join(t.TempDir(), "all")
@@ -237,6 +238,7 @@ func TestBenchAllTimeBudget(t *testing.T) {
 
 // A run that fails is in the report, and the others go on.
 func TestBenchAllKeepsFailures(t *testing.T) {
+	needVocabulary(t)
 	t.Setenv("XDG_CACHE_HOME", t.TempDir())
 	pretendGPU(t, filepath.Join(t.TempDir(), "no such device"))
 	out := filepath.Join(t.TempDir(), "all")
