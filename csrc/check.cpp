@@ -11,9 +11,10 @@
 // Opens and closes MODEL OPENS times, then answers REQUESTS requests on four
 // slots with sampling, cancels and refusals among them, and checks that the
 // resident memory has stopped growing. For the fake engine use a step time
-// (fake:step_us=50). Also checks the sampler against a plain
+// (fake:step_us=50). Also checks how batches are divided, and the sampler against a plain
 // sort of the vocabulary. Exits 1 with a line on the first failure.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -29,6 +30,7 @@
 
 #include "gpu.h"
 #include "nb.h"
+#include "passes.h"
 #include "sampler.h"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -55,6 +57,73 @@ namespace {
     } while (0)
 
 // ---- sampler: against the definition, by a full sort
+
+// A batch of n tokens in each of the slots named, after what the slot holds.
+std::vector<nb::Entry> batch_of(const std::vector<std::array<int32_t, 3>> &slots) { // slot, held, n
+    std::vector<nb::Entry> batch;
+    for (const auto &[slot, held, n] : slots) {
+        for (int32_t i = 0; i < n; i++) batch.push_back({7, held + i, slot, i == n - 1, false});
+    }
+    return batch;
+}
+
+// Passes: which slots share one, what is filled up, and what is forgotten after it.
+void check_passes() {
+    struct Case {
+        const char                              *what;
+        bool                                     fills, prompt;
+        std::vector<std::array<int32_t, 3>>      slots;     // slot, held, n
+        std::vector<size_t>                      rows;      // of each pass
+        std::vector<std::pair<int32_t, int32_t>> forgotten; // slot, pos
+    };
+    const std::vector<Case> cases = {
+        {"neighbours", true, false, {{0, 5, 1}, {1, 9, 1}}, {2}, {}},
+        {"a gap", true, false, {{0, 5, 1}, {2, 9, 1}}, {3}, {{1, 0}}},
+        {"a gap, not filled", false, false, {{0, 5, 1}, {2, 9, 1}}, {1, 1}, {}},
+        {"too wide a gap", true, false, {{0, 5, 1}, {14, 9, 1}}, {1, 1}, {}},
+        {"unlike prompts", true, true, {{0, 0, 30}, {1, 0, 50}}, {100}, {{0, 30}}},
+        {"a shorter second", true, true, {{0, 0, 50}, {1, 0, 30}}, {100}, {{1, 30}}},
+        {"too unlike", true, true, {{0, 0, 10}, {1, 0, 100}}, {10, 100}, {}},
+        {"no room in the slot", true, true, {{0, 220, 20}, {1, 0, 90}}, {20, 90}, {}},
+        {"just room", true, true, {{0, 166, 20}, {1, 0, 90}}, {180}, {{0, 186}}},
+        {"more than a physical batch", true, true, {{0, 0, 250}, {1, 0, 10}}, {200, 100}, {{1, 10}}},
+        {"together more than one", true, true, {{0, 0, 110}, {1, 0, 100}}, {110, 100}, {}},
+    };
+    for (const Case &c : cases) {
+        nb::Passes                               passes(16, 256, 200, c.fills);
+        std::vector<std::pair<int32_t, int32_t>> forgotten;
+        for (const auto &[slot, held, n] : c.slots) { // what the slots hold already
+            for (int32_t at = 0, part; at < held; at += part) {
+                part           = std::min(held - at, 200);
+                const auto was = batch_of({{slot, at, part}});
+                CHECK(passes.lay_out(was, 0, true) == was.size(), "passes: %s", c.what);
+                passes.computed([](int32_t, int32_t) {});
+            }
+        }
+        passes.reset();
+        const auto batch = batch_of(c.slots);
+        size_t     pass = 0, asked = 0, rows = 0;
+        for (size_t from = 0; from < batch.size(); pass++) {
+            from = passes.lay_out(batch, from, c.prompt);
+            CHECK(pass < c.rows.size() && passes.rows().size() == c.rows[pass] && passes.asked().size() == c.rows[pass],
+                  "passes: %s", c.what);
+            for (size_t i = 0; i < passes.rows().size(); i++) {
+                const int32_t at = passes.asked()[i];
+                if (at < 0) continue;
+                CHECK(static_cast<size_t>(at) == asked && passes.rows()[i].slot == batch[asked].slot &&
+                          passes.rows()[i].pos == batch[asked].pos,
+                      "passes: %s", c.what);
+                asked++;
+            }
+            rows += passes.rows().size();
+            passes.computed([&](int32_t slot, int32_t pos) { forgotten.emplace_back(slot, pos); });
+        }
+        CHECK(asked == batch.size() && forgotten == c.forgotten, "passes: %s", c.what);
+        CHECK(passes.passes() == static_cast<int64_t>(c.rows.size()) &&
+                  passes.filled() == static_cast<int64_t>(rows - batch.size()),
+              "passes: %s", c.what);
+    }
+}
 
 void check_sampler() {
     std::mt19937                    rng(7);
@@ -504,6 +573,8 @@ int main(int argc, char **argv) {
     const int requests = argc > 4 ? std::atoi(argv[4]) : 200;
     check_sampler();
     std::printf("sampler: agrees with sorting\n");
+    check_passes();
+    std::printf("passes: divided and filled as they should be\n");
 
     void *lib = dlopen(argv[1], RTLD_NOW | RTLD_LOCAL);
     CHECK(lib, "%s", dlerror());

@@ -1,6 +1,5 @@
 // nb.cpp: llama.cpp behind the loop. The only file that sees llama.h.
 #include <algorithm>
-#include <atomic>
 #include <climits>
 #include <cstdio>
 #include <cstring>
@@ -22,6 +21,7 @@
 #include "loop.h"
 #include "nvtx.h"
 #include "ops.h"
+#include "passes.h"
 
 #ifndef NB_ENGINE
 #define NB_ENGINE "llama.cpp"
@@ -343,13 +343,13 @@ class LlamaModel : public Model {
                           "no context of " + std::to_string(p.n_slots) + " slots of " + std::to_string(n_ctx_slot_) + " tokens");
         }
         if (ops_) ops_->scheduler(ctx_->get_sched());
-        held_.assign(p.n_slots, 0);
         // Rows that nobody asked for are taken out of a slot's memory again, which is
         // not possible where a token changes what came before it.
-        const llama_model *m = model_.get();
-        fills_               = gpu_ && !llama_model_is_recurrent(m) && !llama_model_is_hybrid(m) && llama_model_n_swa(m) == 0;
-        threads_             = std::make_unique<Threads>(ctx_.get(), p.n_threads, p.n_threads_batch);
-        batch_               = llama_batch_init(p.n_batch, 0, 1);
+        const llama_model *m     = model_.get();
+        const bool         fills = gpu_ && !llama_model_is_recurrent(m) && !llama_model_is_hybrid(m) && llama_model_n_swa(m) == 0;
+        passes_                  = std::make_unique<Passes>(p.n_slots, n_ctx_slot_, llama_n_ubatch(ctx_.get()), fills);
+        threads_                 = std::make_unique<Threads>(ctx_.get(), p.n_threads, p.n_threads_batch);
+        batch_                   = llama_batch_init(p.n_batch, 0, 1);
     }
     ~LlamaModel() override {
         llama_detach_threadpool(ctx_.get());
@@ -386,7 +386,7 @@ class LlamaModel : public Model {
         }
         for (int32_t n = 2; n < std::min(params_.n_slots, most); n += std::max(1, n / 4)) step(n, 1);
         for (int32_t i = 0; i < 3; i++) step(std::min(params_.n_slots, most), 1); // as often as it takes for a CUDA graph
-        n_passes_ = n_filled_ = 0;
+        passes_->reset();
     }
 
     const Vocab &vocab() const override { return vocab_; }
@@ -423,8 +423,8 @@ class LlamaModel : public Model {
         }
         put(out->device, devices);
         put(out->sampling, gpu_ ? "on the device" : "on the host: " + why_host_);
-        out->n_passes = n_passes_;
-        out->n_filled = n_filled_;
+        out->n_passes = passes_->passes();
+        out->n_filled = passes_->filled();
     }
 
     void memory(std::vector<nb_memory> *rows) const override {
@@ -525,7 +525,7 @@ class LlamaModel : public Model {
     }
     void clear(int32_t slot) override {
         llama_memory_seq_rm(llama_get_memory(ctx_.get()), slot, -1, -1);
-        held_[slot] = 0;
+        passes_->clear(slot);
     }
 
   private:
@@ -583,75 +583,17 @@ class LlamaModel : public Model {
     // The backend whose stream computes the logits.
     ggml_backend_t stream() { return ggml_backend_sched_get_tensor_backend(ctx_->get_sched(), keep_->logits); }
 
-    // lay_out puts what llama.cpp is to compute next of a batch into pass_, and
-    // returns where the next pass begins. A pass reads all weights once. llama.cpp
-    // takes neighbouring slots with equally many tokens into one, or as much of one
-    // slot as a physical batch holds; a slot between two others that has nothing to
-    // do, or a shorter prompt, would end it. Such are filled up with rows for nobody
-    // as long as those cost less than a pass (decision 0014), which also lets the
-    // next step have the shape of this one.
-    size_t lay_out(const std::vector<Entry> &batch, size_t from, bool prompt) {
-        const size_t most  = llama_n_ubatch(ctx_.get());
-        const size_t spare = !fills_ ? 0 : prompt ? kFillPrompt : kFillDecode;
-        const auto   end   = [&](size_t at) { // of the slot of entry at
-            const int32_t slot = batch[at].slot;
-            while (at < batch.size() && batch[at].slot == slot) at++;
-            return at;
-        };
-        const int32_t first = batch[from].slot;
-        int32_t       last  = first;
-        size_t        to = std::min(end(from), from + most), each = to - from;
-        const bool    whole = to == end(from);
-        while (whole && to < batch.size()) {
-            const size_t n = end(to) - to, wide = std::max(each, n);
-            const auto   slots = static_cast<size_t>(batch[to].slot - first + 1);
-            const size_t fill  = wide * slots - each * static_cast<size_t>(last - first + 1) - n;
-            if (wide * slots > most || fill > spare || !room(first, batch[to].slot, wide)) break;
-            each = wide;
-            last = batch[to].slot;
-            to += n;
-        }
-        pass_.clear();
-        asked_.clear();
-        for (int32_t slot = first; slot <= last; slot++) {
-            size_t n = 0;
-            for (; from < to && batch[from].slot == slot; from++, n++) {
-                pass_.push_back(batch[from]);
-                asked_.push_back(static_cast<int32_t>(from));
-            }
-            for (; n < each; n++) {
-                pass_.push_back({0, held_[slot] + static_cast<int32_t>(n), slot, !prompt, false});
-                asked_.push_back(-1);
-            }
-        }
-        return to;
-    }
-
-    // room: whether all slots from first to last can take n more tokens.
-    bool room(int32_t first, int32_t last, size_t n) const {
-        return std::all_of(held_.begin() + first, held_.begin() + last + 1,
-                           [&](int32_t held) { return static_cast<size_t>(held) + n <= static_cast<size_t>(n_ctx_slot_); });
-    }
-
-    // compute_pass computes pass_ and takes what nobody asked for out of the memory
-    // again, also after a failure.
+    // compute_pass computes what was laid out, and takes what nobody asked for out of
+    // the memory again, also after a failure.
     void compute_pass() {
-        struct Unfill {
+        struct After {
             LlamaModel *m;
-            ~Unfill() {
-                for (size_t i = 0; i < m->pass_.size(); i++) {
-                    const Entry &e = m->pass_[i];
-                    if (m->asked_[i] >= 0) {
-                        m->held_[e.slot] = e.pos + 1;
-                    } else if (i == 0 || m->asked_[i - 1] >= 0 || m->pass_[i - 1].slot != e.slot) {
-                        llama_memory_seq_rm(llama_get_memory(m->ctx_.get()), e.slot, e.pos, -1);
-                    }
-                }
+            ~After() {
+                m->passes_->computed(
+                    [this](int32_t slot, int32_t pos) { llama_memory_seq_rm(llama_get_memory(m->ctx_.get()), slot, pos, -1); });
             }
-        } unfill{this};
-        n_passes_++;
-        n_filled_ += std::count(asked_.begin(), asked_.end(), -1);
-        compute(pass_);
+        } after{this};
+        compute(passes_->rows());
     }
 
     // decode_and_choose computes a batch pass by pass. Each leaves its logits in the
@@ -662,18 +604,20 @@ class LlamaModel : public Model {
         size_t chosen = 0;
         bool   waits  = false; // the last pass has no choice to wait for
         for (size_t from = 0; from < batch.size();) {
-            from = lay_out(batch, from, prompt);
+            from = passes_->lay_out(batch, from, prompt);
             compute_pass();
+            const auto &pass  = passes_->rows();
+            const auto &asked = passes_->asked();
             fetch();
             rows_.clear();
             const size_t first = chosen;
             int          row   = 0; // of the pass's logits
-            for (size_t i = 0; i < pass_.size(); i++) {
-                if (asked_[i] >= 0 && chosen < draws->size() && (*draws)[chosen].entry == asked_[i]) {
+            for (size_t i = 0; i < pass.size(); i++) {
+                if (asked[i] >= 0 && chosen < draws->size() && (*draws)[chosen].entry == asked[i]) {
                     const Draw &d = (*draws)[chosen++];
                     rows_.push_back({d.u, d.temperature, d.top_p, row, d.no_end ? 1u * NB_DRAW_NO_END : 0u});
                 }
-                row += pass_[i].logits;
+                row += pass[i].logits;
             }
             waits = rows_.empty();
             if (waits) continue;
@@ -702,22 +646,17 @@ class LlamaModel : public Model {
 
     // fetch copies the logits of the pass just computed, if any are wanted on the host.
     void fetch() {
-        if (std::none_of(pass_.begin(), pass_.end(), [](const Entry &e) { return e.fetch; })) return;
+        const auto &pass = passes_->rows();
+        if (std::none_of(pass.begin(), pass.end(), [](const Entry &e) { return e.fetch; })) return;
         const auto n  = static_cast<size_t>(vocab_.n_vocab());
         size_t     at = fetched_.size(), rows = 0;
-        for (size_t i = 0; i < pass_.size(); i++) {
-            if (pass_[i].logits) fetched_at_[asked_[i]] = at + n * rows++;
+        for (size_t i = 0; i < pass.size(); i++) {
+            if (pass[i].logits) fetched_at_[passes_->asked()[i]] = at + n * rows++;
         }
         fetched_.resize(at + n * rows);
         llama_synchronize(ctx_.get());
         ggml_backend_tensor_get(keep_->logits, &fetched_[at], 0, n * rows * sizeof(float));
     }
-
-    // What is computed for nobody to save a pass. On an H100 a pass of Llama 2 7B over
-    // one row takes 5.6 ms, 7 rows more 2.3 ms, 63 more 6.8; each token of a prompt
-    // 0.045 ms. One of GPT-2 takes 0.66 ms, 63 rows more 1.5, a token 0.0075. So both
-    // bounds are below the price of a pass.
-    static constexpr size_t kFillDecode = 12, kFillPrompt = 80;
 
     // Order matters: the context goes before its threads, its model and its samplers.
     ModelPtr                  model_;
@@ -732,11 +671,7 @@ class LlamaModel : public Model {
     int32_t                   n_ctx_slot_ = 0;
     llama_batch               batch_{};
     ggml_backend_event_t      ready_ = nullptr, taken_ = nullptr;
-    bool                      fills_ = false; // passes are filled up
-    std::vector<int32_t>      held_;          // tokens in each slot's memory
-    std::vector<Entry>        pass_;          // what is computed at once
-    std::vector<int32_t>      asked_;         // where its rows are in the batch; -1: for nobody
-    std::atomic<int64_t>      n_passes_{0}, n_filled_{0};
+    std::unique_ptr<Passes>   passes_;
     std::vector<NbDraw>       rows_;
     std::vector<float>        fetched_;    // rows of logits of the last batch
     std::map<int32_t, size_t> fetched_at_; // where in it, by entry

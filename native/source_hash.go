@@ -3,4 +3,4 @@
 package native
 
 // SourceHash is the SHA-256 of the engine's sources and of the llama.cpp pin.
-const SourceHash = "8b974500c5a37b3dc263470c9406f8edb2d4758ff3ca624f7d744921f72434e8"
+const SourceHash = "0f46a876c7297aab985f797033c8ef4e1a611dbbb14bcf729712cdfd70be4d89"
